@@ -1,0 +1,83 @@
+"""Checks on operands, made once at the front doors so that backends stay bare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_rank(name: str, x: Tensor, axes: str) -> None:
+    """Refuse `x` unless it has one axis for each of the comma-separated names in `axes`."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; pass a tensor of shape ({axes})")
+    if x.dim() != axes.count(",") + 1:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; expected ({axes}): reshape it to these axes"
+        )
+    if 0 in x.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; "
+            f"expected ({axes}) with every size at least 1: skip the call for empty input"
+        )
+
+
+def check_operands(
+    leader: str,
+    x: Tensor,
+    required: dict[str, tuple[Tensor, Sequence[int]]],
+    optional: dict[str, tuple[Tensor | None, Sequence[int]]],
+) -> None:
+    """Refuse operands that do not fit the leading one in kind, shape or device.
+
+    Args:
+        leader: Name of the leading operand.
+        x: The leading operand, of a shape already checked.
+        required: For each further argument the operand and the shape it must have.
+        optional: The same for those that may be None.
+
+    Raises:
+        TypeError: An operand is no tensor, or not one of `FLOATING`.
+        ValueError: An operand has another shape, or is on another device than `x`.
+    """
+    _check_dtype(leader, x)
+    for name, (operand, shape) in {**required, **optional}.items():
+        if operand is None and name in optional:
+            continue
+        if not isinstance(operand, Tensor):
+            raise TypeError(
+                f"{name} is a {type(operand).__name__}; pass a tensor of shape {tuple(shape)}"
+            )
+        if operand.shape != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(operand.shape)}; expected {tuple(shape)} "
+                f"to go with {leader} {tuple(x.shape)}: reshape one of the two"
+            )
+        _check_dtype(name, operand)
+        if operand.device != x.device:
+            raise ValueError(
+                f"{name} of shape {tuple(operand.shape)} is on {operand.device}; "
+                f"expected {x.device}, where {leader} is: move it with .to({str(x.device)!r})"
+            )
+
+
+def check_state(name: str, state: Tensor | None, like: Tensor) -> None:
+    """Refuse a recurrent state of another dtype than that in which `like` is scanned."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if state is not None and state.dtype != dtype:
+        raise TypeError(
+            f"{name} of shape {tuple(state.shape)} has dtype {state.dtype}; expected {dtype}, "
+            "for rounded states drift: keep it in that dtype between calls"
+        )
+
+
+def _check_dtype(name: str, x: Tensor) -> None:
+    if x.dtype not in FLOATING:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
+        raise TypeError(
+            f"{name} of shape {tuple(x.shape)} has dtype {x.dtype}; "
+            f"expected one of {known}: convert it, complex and integer scans do not exist here"
+        )

@@ -1,0 +1,39 @@
+"""The command line `mambamed`, the door to everything that is not one of nnU-Net's own commands."""
+
+import argparse
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+COMMANDS = {
+    "doctor": ("nnunet_plugins.doctor", "what this machine has, and what to do about the rest"),
+    "demo": ("nnunet_plugins.demo.pipeline", "train and score a small HyMamba from start to end"),
+    "check": ("nnunet_plugins.check", "find unreadable, non-finite and mismatched training cases"),
+}
+"""Name of a command: the module with its `add_arguments` and `run`, and what it does."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit status; errors a user can mend are one line."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="mambamed",
+        description="Mamba networks for medical volumes, in unmodified nnU-Net v2.",
+        epilog="Training and prediction are nnU-Net's own commands: nnUNetv2_train DATASET "
+        "3d_fullres 0 -tr HyMambaTrainer.",
+    )
+    parser.add_argument("--version", action="version", version=f"mambamed {version('mambamed')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, purpose) in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=purpose.capitalize() + ".")
+        if name in argv:
+            import_module(module).add_arguments(command)
+    args = parser.parse_args(argv)
+    try:
+        return import_module(COMMANDS[args.command][0]).run(args)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"mambamed {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. Run the same command again to go on from here.", file=sys.stderr)
+        return 130

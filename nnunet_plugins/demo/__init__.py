@@ -1,0 +1,1 @@
+"""`mambamed demo`: one nnU-Net experiment from raw images to a report."""

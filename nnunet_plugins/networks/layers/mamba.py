@@ -1,0 +1,163 @@
+"""Mamba over token sequences.
+
+Shapes: b batch, l tokens, c model channels, e inner channels (expand * c), n states, r dt_rank.
+Parameter names are those of mamba_ssm, and of Vision Mamba for the second direction (`_b`), so
+that checkpoints of the Mamba-1 family load.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mamba_kernels import causal_conv1d, selective_scan
+
+DT_RANGE = (1e-3, 1e-1)
+"""Step sizes a fresh mixer starts from, log-uniform (Gu & Dao, 2023, section 3.6)."""
+
+
+class MambaMixer(nn.Module):
+    """Mix tokens along the sequence, in time linear in their number.
+
+    Args:
+        d_model: Channels of the tokens, c.
+        d_state: States per inner channel, n.
+        d_conv: Width of the causal convolution before the scan, in tokens.
+        expand: Inner channels over model channels, e / c.
+        dt_rank: Rank of the step size projection, r; ceil(c / 16) if None.
+        bidirectional: Scan from both ends with own convolutions and state spaces, one input
+            projection, one gate and one output projection (Zhu et al., "Vision Mamba", 2024,
+            arXiv:2401.09417, Algorithm 1); from the first token only if False.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        bidirectional: bool = True,
+    ) -> None:
+        super().__init__()
+        d_inner = expand * d_model
+        dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
+        self.split = [dt_rank, d_state, d_state]
+        self.bidirectional = bidirectional
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner)
+        self.x_proj = nn.Linear(d_inner, sum(self.split), bias=False)
+        self.dt_proj = _dt_projection(dt_rank, d_inner)
+        self.A_log = _decay_rates(d_inner, d_state)
+        self.D = nn.Parameter(torch.ones(d_inner))
+        if bidirectional:
+            self.conv1d_b = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner)
+            self.x_proj_b = nn.Linear(d_inner, sum(self.split), bias=False)
+            self.dt_proj_b = _dt_projection(dt_rank, d_inner)
+            self.A_b_log = _decay_rates(d_inner, d_state)
+            self.D_b = nn.Parameter(torch.ones(d_inner))
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens in, tokens out: (b, l, c) -> (b, l, c).
+
+        The gated output of a trained mixer exceeds what float16 can hold, so the output
+        projection leaves float16 autocast and answers in float32.
+        """
+        u, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (b, e, l) each
+        y = self._scan(
+            u, z, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, reverse=False
+        )
+        if self.bidirectional:
+            y = y + self._scan(
+                u, z, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b,
+                reverse=True,
+            )  # fmt: skip
+        y = y.transpose(1, 2)
+        if y.dtype is torch.float32:
+            with torch.autocast(y.device.type, enabled=False):
+                return F.linear(y, self.out_proj.weight.float())
+        return self.out_proj(y)
+
+    def _scan(
+        self,
+        u: Tensor,
+        z: Tensor,
+        conv1d: nn.Conv1d,
+        x_proj: nn.Linear,
+        dt_proj: nn.Linear,
+        A_log: Tensor,
+        D: Tensor,
+        *,
+        reverse: bool,
+    ) -> Tensor:
+        """One direction, gated: (b, e, l), (b, e, l) -> (b, e, l)."""
+        u = causal_conv1d(
+            u, conv1d.weight.squeeze(1), conv1d.bias, activation="silu", reverse=reverse
+        )
+        delta, B, C = x_proj(u.transpose(1, 2)).split(self.split, dim=-1)
+        delta = F.linear(delta, dt_proj.weight).transpose(1, 2)
+        return selective_scan(
+            u,
+            delta,
+            -A_log.float().exp(),
+            B.transpose(1, 2),
+            C.transpose(1, 2),
+            D,
+            z,
+            dt_proj.bias,
+            reverse=reverse,
+        )
+
+
+class MambaLayer(nn.Module):
+    """A mixer and a feed-forward network, each behind a norm and beside a shortcut.
+
+    Args:
+        d_model: Channels of the tokens, c.
+        mlp_ratio: Hidden channels of the feed-forward network over c; 0 for a mixer alone, which
+            is Vision Mamba's block.
+        mixer: Options of `MambaMixer`.
+    """
+
+    def __init__(self, d_model: int, mlp_ratio: float = 2.0, **mixer: int | bool | None) -> None:
+        super().__init__()
+        hidden = int(mlp_ratio * d_model)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.mamba = MambaMixer(d_model, **mixer)  # type: ignore[arg-type]
+        self.mlp = (
+            nn.Sequential(
+                nn.LayerNorm(d_model),
+                nn.Linear(d_model, hidden),
+                nn.GELU(),
+                nn.Linear(hidden, d_model),
+            )
+            if hidden
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens in, tokens out: (b, l, c) -> (b, l, c)."""
+        x = x + self.mamba(self.norm1(x))
+        return x if self.mlp is None else x + self.mlp(x)
+
+
+def _decay_rates(d_inner: int, d_state: int) -> nn.Parameter:
+    """log(1), ..., log(n) for every channel: the S4D-real initialisation, (e, n)."""
+    return nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(d_inner, 1))
+
+
+def _dt_projection(dt_rank: int, d_inner: int) -> nn.Linear:
+    """A projection whose softplus starts out log-uniform in `DT_RANGE`.
+
+    An initialiser applied to the whole network afterwards must leave the bias alone: zero makes
+    every step 0.69, far outside that range.
+    """
+    projection = nn.Linear(dt_rank, d_inner)
+    low, high = (math.log(bound) for bound in DT_RANGE)
+    dt = torch.exp(torch.rand(d_inner) * (high - low) + low)
+    with torch.no_grad():
+        nn.init.uniform_(projection.weight, -(dt_rank**-0.5), dt_rank**-0.5)
+        projection.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+    return projection

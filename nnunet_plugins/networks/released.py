@@ -1,0 +1,181 @@
+"""Checkpoints in the authors' formats into our networks.
+
+HyMamba: segmentation nets and encoders of the MambaMIM repository (2024-08-20). Their layout is
+prefixes `embeddings.` (CNN), `mae.` (Mamba) and `decoder.`; every size is read off the shapes.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nnunet_plugins.networks.hymamba import HyMamba
+from nnunet_plugins.networks.layers.position import sincos_position
+from nnunet_plugins.networks.weights import fit
+
+HYMAMBA_NAMES = (
+    (r"embeddings\.stem\.", "encoder.stem.0."),
+    (r"embeddings\.expend1\.", "encoder.stem.1."),
+    (r"embeddings\.layer(\d+)\.(\d+)\.conv1\.", "encoder.stages.{0-2}.blocks.{1}.depthwise."),
+    (r"embeddings\.layer(\d+)\.(\d+)\.norm\.", "encoder.stages.{0-2}.blocks.{1}.norm."),
+    (r"embeddings\.layer(\d+)\.(\d+)\.conv2\.", "encoder.stages.{0-2}.blocks.{1}.expand."),
+    (r"embeddings\.layer(\d+)\.(\d+)\.conv3\.", "encoder.stages.{0-2}.blocks.{1}.reduce."),
+    (r"embeddings\.expend(\d+)\.", "encoder.stages.{0-2}.widen."),
+    (r"embeddings\.encoder(\d+)\.", "encoder.skips.{0-1}."),
+    (r"mae\.blocks\.(\d+)\.mlp\.fc1\.", "encoder.mamba.layers.{0}.mlp.1."),
+    (r"mae\.blocks\.(\d+)\.mlp\.fc2\.", "encoder.mamba.layers.{0}.mlp.3."),
+    (r"mae\.blocks\.(\d+)\.norm2\.", "encoder.mamba.layers.{0}.mlp.0."),
+    (r"mae\.blocks\.(\d+)\.", "encoder.mamba.layers.{0}."),
+    (r"decoder\.decoder1\.conv3\.", "decoder.refine.shortcut.0."),
+    (r"decoder\.decoder1\.norm3\.", "decoder.refine.shortcut.1."),
+    (r"decoder\.decoder1\.", "decoder.refine."),
+    (r"decoder\.decoder(\d+)\.", "decoder.ups.{0-2}."),
+    (r"decoder\.out\.conv\.", "decoder.seg_layers.0."),
+)
+"""Patterns of released names and ours; `{0-2}` is the first number less two. First match wins."""
+
+HYMAMBA_UNREAD = (
+    r"mae\.blocks\.\d+\.mamba\.(A_b_log|D_b|conv1d_b\..*|x_proj_b\..*|dt_proj_b\..*)",
+    r"mae\.mask_token",
+    r"mae\.pos_embed",
+)
+"""Released tensors without a place: a backward scan that the authors' forward never reads, the
+token of pretraining, and the position embedding, which is computed (and compared)."""
+
+
+def hymamba_from_released(state_dict: Mapping[str, Tensor], *, num_classes: int = 2) -> HyMamba:
+    """HyMamba with the weights of a released checkpoint, giving the authors' outputs.
+
+    Takes the state dict of a segmentation net, or of the encoder alone (`embeddings.` and `mae.`
+    as in `mambamim_mask75.pth`): then the decoder is new, and a warning says so. Heads for deep
+    supervision, which the authors have not, are always new.
+
+    Args:
+        state_dict: Released names to tensors; a leading `module.` is dropped.
+        num_classes: Logit maps of a new decoder; a segmentation net brings its own number.
+
+    Returns:
+        The network in evaluation mode, unidirectional as released, (b, c, d, h, w) to
+        (b, k, d, h, w) for any grid that divides by 16.
+
+    Raises:
+        ValueError: If a tensor is missing, unknown or of another size, or if the checkpoint's
+            position embedding is not the fixed one.
+    """
+    released = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    if "embeddings.stem.weight" not in released:
+        raise ValueError(
+            "this is no released HyMamba checkpoint: it has no embeddings.stem.weight; give the "
+            "state dict itself, with names that start with embeddings., mae. and decoder."
+        )
+    has_decoder = any(name.startswith("decoder.") for name in released)
+    if has_decoder:
+        num_classes = _sizes(released, "decoder.out.conv.weight")[0]
+    network = HyMamba(num_classes=num_classes, **_hymamba_sizes(released))
+    weights, unknown = _renamed(released)
+    _check_position(released)
+    new = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if re.match(r"decoder\.seg_layers\.[1-9]" if has_decoder else r"decoder\.", name)
+    }
+    report = fit(network, new | weights)
+    if unknown or not report.complete:
+        extra = f"; not known: {', '.join(unknown)}" if unknown else ""
+        raise ValueError(f"the released checkpoint does not fit HyMamba: {report}{extra}")
+    network.load_state_dict(new | weights)
+    if not has_decoder:
+        warnings.warn(
+            f"the checkpoint holds an encoder: {len(weights)} tensors loaded, the decoder's "
+            f"{len(new)} are new and want training",
+            stacklevel=2,
+        )
+    return network.eval()
+
+
+def _hymamba_sizes(released: Mapping[str, Tensor]) -> dict[str, object]:
+    """Arguments of `HyMamba`, read off the shapes of a released checkpoint."""
+    stages = [2]
+    while f"embeddings.layer{stages[-1] + 1}.0.conv1.weight" in released:
+        stages.append(stages[-1] + 1)
+    widths = [_sizes(released, f"embeddings.layer{s}.0.conv1.weight")[0] for s in stages]
+    stem = _sizes(released, "embeddings.stem.weight")
+    expansions = [
+        _sizes(released, f"embeddings.layer{s}.0.conv2.weight")[0] // width
+        for s, width in zip(stages, widths, strict=True)
+    ]
+    mamba = "mae.blocks.0.mamba."
+    d_model, d_inner = _sizes(released, mamba + "out_proj.weight")
+    return {
+        "input_channels": stem[1],
+        "features_per_stage": [stem[0], *widths],
+        "blocks_per_stage": [
+            _count(released, rf"embeddings\.layer{s}\.(\d+)\.conv1\.weight") for s in stages
+        ],
+        "expansions": expansions,
+        "mamba_depth": _count(released, r"mae\.blocks\.(\d+)\.norm1\.weight"),
+        "d_state": _sizes(released, mamba + "A_log")[1],
+        "d_conv": _sizes(released, mamba + "conv1d.weight")[2],
+        "expand": d_inner // d_model,
+        "dt_rank": _sizes(released, mamba + "dt_proj.weight")[1],
+        "mlp_ratio": _sizes(released, "mae.blocks.0.mlp.fc1.weight")[0] / d_model,
+        "bidirectional": False,
+    }
+
+
+def _sizes(released: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    if name not in released:
+        raise ValueError(f"the released checkpoint lacks {name}, from which a size is read")
+    return tuple(released[name].shape)
+
+
+def _count(released: Mapping[str, Tensor], pattern: str) -> int:
+    return sum(re.fullmatch(pattern, name) is not None for name in released)
+
+
+def _renamed(released: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Our names to the released tensors, and the released names that nothing stands for."""
+    weights, unknown = {}, []
+    for name, tensor in released.items():
+        if any(re.fullmatch(pattern, name) for pattern in HYMAMBA_UNREAD):
+            continue
+        ours = _our_name(name)
+        if ours is None:
+            unknown.append(name)
+        else:
+            weights[ours] = tensor
+    return weights, unknown
+
+
+def _our_name(name: str) -> str | None:
+    for pattern, template in HYMAMBA_NAMES:
+        match = re.match(pattern, name)
+        if match:
+            numbers = [int(number) for number in match.groups()]
+            prefix = re.sub(
+                r"\{(\d)(?:-(\d))?\}",
+                lambda slot: str(numbers[int(slot[1])] - int(slot[2] or 0)),
+                template,
+            )
+            return prefix + name[match.end() :]
+    return None
+
+
+def _check_position(released: Mapping[str, Tensor]) -> None:
+    """Refuse a position embedding that is not the fixed one of a cubic grid.
+
+    Encoder checkpoints may come without it.
+    """
+    table = released.get("mae.pos_embed")
+    if table is None:
+        return
+    tokens, channels = table.shape[-2:]
+    side = round(tokens ** (1 / 3))
+    computed = sincos_position((side,) * 3, channels)
+    if side**3 != tokens or not torch.allclose(table.float().cpu(), computed, atol=1e-4):
+        raise ValueError(
+            f"mae.pos_embed of shape {tuple(table.shape)} is not the sine-cosine embedding of a "
+            "cubic grid, which HyMamba computes; the outputs would not be the authors'"
+        )

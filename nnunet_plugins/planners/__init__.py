@@ -1,0 +1,1 @@
+"""nnU-Net experiment planners, one class a file, the file named like the class."""

@@ -1,0 +1,88 @@
+"""Our trainers and planners by name, options in the name included.
+
+nnU-Net names variants of a trainer by suffix (`nnUNetTrainer_5epochs`), and so do we, for any
+value: `HyMambaTrainer_small_20epochs_hilbert_seed1`. The name is all that nnU-Net stores of a
+trainer, so everything that changes the result stands in the name of the results folder, and
+prediction, `--c`, `--val` and spawned workers build the same network again.
+"""
+
+import difflib
+import re
+from importlib import import_module
+from pathlib import Path
+
+FOLDERS = ("trainers", "planners")
+
+OPTIONS = {
+    r"(\d+)epochs": "hyperparameters.num_epochs",
+    r"(\d+)iterations": "hyperparameters.num_iterations_per_epoch",
+    r"seed(\d+)": "hyperparameters.seed",
+    r"(raster|zigzag|hilbert|shuffle)": "network_options.scan_order",
+    r"unidirectional()": "network_options.bidirectional",
+}
+"""What may follow a trainer's name, after an underscore each, and what it sets."""
+
+
+def names() -> list[str]:
+    """Names of our trainers and planners, without options."""
+    here = Path(__file__).parent
+    return sorted(
+        path.stem
+        for folder in FOLDERS
+        for path in (here / folder).glob("*.py")
+        if path.stem != "__init__"
+    )
+
+
+def find_class(name: str) -> type | None:
+    """The trainer or planner called `name`, or None if the name is none of ours.
+
+    Raises:
+        ValueError: If the name starts or looks like one of ours and is not: an unknown option, an
+            option given twice, a slip of the pen.
+    """
+    bases = [base for base in names() if name == base or name.startswith(base + "_")]
+    if not bases:
+        close = difflib.get_close_matches(name, names(), n=1, cutoff=0.85)
+        if close:
+            raise ValueError(f"there is no {name!r}; did you mean {close[0]!r}?")
+        return None
+    base = max(bases, key=len)
+    suffixes = name[len(base) + 1 :].split("_") if name != base else []
+    cls = _load(base)
+    return _with_options(cls, name, suffixes) if suffixes else cls
+
+
+def _load(name: str) -> type:
+    here = Path(__file__).parent
+    folder = next(f for f in FOLDERS if (here / f / f"{name}.py").exists())
+    return getattr(import_module(f"nnunet_plugins.{folder}.{name}"), name)
+
+
+def _with_options(base: type, name: str, suffixes: list[str]) -> type:
+    """A subclass of a trainer called `name`, with the options that its suffixes stand for."""
+    chosen: dict[str, dict[str, object]] = {}
+    for suffix in suffixes:
+        target, value = _parse(base, suffix)
+        group, key = target.split(".")
+        if key in chosen.setdefault(group, {}):
+            raise ValueError(f"{name!r} sets {key} twice; keep one")
+        chosen[group][key] = value
+    attributes = {group: getattr(base, group) | values for group, values in chosen.items()}
+    return type(name, (base,), attributes | {"__module__": base.__module__, "__doc__": base.__doc__})
+
+
+def _parse(base: type, suffix: str) -> tuple[str, object]:
+    for pattern, target in OPTIONS.items():
+        match = re.fullmatch(pattern, suffix)
+        if match and hasattr(base, target.split(".")[0]):
+            value = match[1]
+            if value.isdigit():
+                return target, int(value)
+            return target, value if value else False
+    known = ", ".join("_" + re.sub(r"\(\\d\+\)", "N", pattern) for pattern in OPTIONS)
+    raise ValueError(
+        f"{base.__name__} has no option {'_' + suffix!r}; a name may end in {known}".replace(
+            "()", ""
+        )
+    )

@@ -1,0 +1,1 @@
+"""nnU-Net trainers, one class a file, the file named like the class."""

@@ -1,0 +1,1 @@
+"""Pretraining of the networks in `nnunet_plugins.networks` on unlabelled volumes and video."""

@@ -1,0 +1,21 @@
+"""Fixtures for all tests: a fixed seed, the folder of golden tensors and real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of golden tensors and real data, which the project does not ship."""
+    folder = os.environ.get("MAMBAMED_SHARED")
+    if not folder:
+        pytest.skip("MAMBAMED_SHARED is unset: golden tensors and real data are not at hand")
+    return Path(folder)
