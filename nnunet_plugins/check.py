@@ -34,7 +34,9 @@ def check_dataset(folder: Path) -> list[str]:
         FileNotFoundError: If the folder is no nnU-Net raw dataset.
     """
     if not (folder / "dataset.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no dataset.json; give an nnU-Net raw dataset folder")
+        raise FileNotFoundError(
+            f"{folder} holds no dataset.json; give an nnU-Net raw dataset folder"
+        )
     description = json.loads((folder / "dataset.json").read_text())
     cases = _cases(folder, description)
     if not cases:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     """Parameter groups for an optimiser: weights decay; norms, biases, A_log and D do not."""
     decays, stays = [], []

@@ -8,19 +8,22 @@ prediction, `--c`, `--val` and spawned workers build the same network again.
 
 import difflib
 import re
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 FOLDERS = ("trainers", "planners")
 
 OPTIONS = {
-    r"(\d+)epochs": "hyperparameters.num_epochs",
-    r"(\d+)iterations": "hyperparameters.num_iterations_per_epoch",
+    r"([1-9]\d*)epochs": "hyperparameters.num_epochs",
+    r"([1-9]\d*)iterations": "hyperparameters.num_iterations_per_epoch",
     r"seed(\d+)": "hyperparameters.seed",
     r"(raster|zigzag|hilbert|shuffle)": "network_options.scan_order",
     r"unidirectional()": "network_options.bidirectional",
 }
 """What may follow a trainer's name, after an underscore each, and what it sets."""
+OPTION_FORMS = ("Nepochs", "Niterations", "seedN", "zigzag", "hilbert", "shuffle", "unidirectional")
+"""The same, as a person is told."""
 
 
 def names() -> list[str]:
@@ -34,6 +37,7 @@ def names() -> list[str]:
     )
 
 
+@cache
 def find_class(name: str) -> type | None:
     """The trainer or planner called `name`, or None if the name is none of ours.
 
@@ -69,20 +73,20 @@ def _with_options(base: type, name: str, suffixes: list[str]) -> type:
             raise ValueError(f"{name!r} sets {key} twice; keep one")
         chosen[group][key] = value
     attributes = {group: getattr(base, group) | values for group, values in chosen.items()}
-    return type(name, (base,), attributes | {"__module__": base.__module__, "__doc__": base.__doc__})
+    origin = {"__module__": "nnunet_plugins.trainers", "__doc__": base.__doc__}
+    return type(name, (base,), attributes | origin)
 
 
 def _parse(base: type, suffix: str) -> tuple[str, object]:
+    """What a suffix sets, as group.key, and to which value."""
     for pattern, target in OPTIONS.items():
         match = re.fullmatch(pattern, suffix)
         if match and hasattr(base, target.split(".")[0]):
-            value = match[1]
-            if value.isdigit():
-                return target, int(value)
-            return target, value if value else False
-    known = ", ".join("_" + re.sub(r"\(\\d\+\)", "N", pattern) for pattern in OPTIONS)
-    raise ValueError(
-        f"{base.__name__} has no option {'_' + suffix!r}; a name may end in {known}".replace(
-            "()", ""
-        )
-    )
+            return target, _value(match[1])
+    forms = ", ".join(f"_{form}" for form in OPTION_FORMS)
+    raise ValueError(f"{base.__name__} has no option '_{suffix}'; a name may end in {forms}")
+
+
+def _value(text: str) -> object:
+    """A number, a word, or False for an option that switches something off."""
+    return int(text) if text.isdigit() else text or False

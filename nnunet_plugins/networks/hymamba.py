@@ -236,7 +236,7 @@ class HyMambaDecoder(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """One (b, c_s, d_s, h_s, w_s) for each stage, finest first -> (b, k, d, h, w) or a list."""
         x = features[-1]
-        maps = []
+        maps: list[Tensor] = []
         for up, skip in zip(reversed(self.ups), reversed(features[:-1]), strict=True):
             x = up(x, skip)
             maps.insert(0, x)

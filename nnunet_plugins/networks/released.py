@@ -7,6 +7,7 @@ prefixes `embeddings.` (CNN), `mae.` (Mamba) and `decoder.`; every size is read 
 import re
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def hymamba_from_released(state_dict: Mapping[str, Tensor], *, num_classes: int 
     return network.eval()
 
 
-def _hymamba_sizes(released: Mapping[str, Tensor]) -> dict[str, object]:
+def _hymamba_sizes(released: Mapping[str, Tensor]) -> dict[str, Any]:
     """Arguments of `HyMamba`, read off the shapes of a released checkpoint."""
     stages = [2]
     while f"embeddings.layer{stages[-1] + 1}.0.conv1.weight" in released:

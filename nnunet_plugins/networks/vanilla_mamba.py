@@ -70,7 +70,9 @@ class VanillaMamba(SegmentationNetwork):
                 f"{2**HALVINGS} or use HyMamba, which takes any strides"
             )
         if depth % 4:
-            raise ValueError(f"depth is {depth}; the decoder reads four blocks: use a multiple of 4")
+            raise ValueError(
+                f"depth is {depth}; the decoder reads four blocks: use a multiple of 4"
+            )
         super().__init__(input_channels, expected)
         patch = nn.Conv2d if axes == 2 else nn.Conv3d
         self.embed = patch(input_channels, d_model, 2**HALVINGS, stride=2**HALVINGS)
@@ -146,7 +148,8 @@ class UnetrDecoder(nn.Module):
     def forward(self, image: Tensor, hidden: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """(b, c, d, h, w) and four (b, d_model, d/16, h/16, w/16) -> (b, k, d, h, w) or a list."""
         skips = [skip(x) for skip, x in zip(self.skips, hidden[:-1], strict=True)]
-        x, maps = hidden[-1], []
+        x = hidden[-1]
+        maps: list[Tensor] = []
         for up, skip in zip(reversed(self.ups), [*reversed(skips), self.image(image)], strict=True):
             x = up(x, skip)
             maps.insert(0, x)

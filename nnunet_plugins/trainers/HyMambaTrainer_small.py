@@ -22,7 +22,7 @@ class HyMambaTrainer_small(HyMambaTrainer):
         "num_val_iterations_per_epoch": 10,
         "save_every": 1,
     }
-    widths: ClassVar[Sequence[int]] = (16, 24, 48, 80, 112)
+    widths: ClassVar[Sequence[int]] = (16, 16, 32, 64, 80)
     max_batch_size: ClassVar[int] = 2
 
     def __init__(

@@ -3,7 +3,7 @@
 Shapes: b batch, c channels, then 2 or 3 axes of the grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 def conv(
     in_channels: int, out_channels: int, kernel_size: Sequence[int], groups: int = 1
 ) -> nn.Module:
-    """A convolution that keeps the grid, over as many axes as the kernel has (odd sizes)."""
-    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(kernel_size) - 1]
+    """A convolution that keeps the grid, over the kernel's two or three axes (odd sizes)."""
+    layer: Callable[..., nn.Module] = (nn.Conv2d, nn.Conv3d)[len(kernel_size) - 2]
     padding = tuple(size // 2 for size in kernel_size)
     return layer(in_channels, out_channels, tuple(kernel_size), padding=padding, groups=groups)
 

@@ -1,0 +1,143 @@
+"""A trainer in this process: repeatable, exact after a resume, and clear about what it refuses."""
+
+import contextlib
+import resource
+
+import numpy as np
+import pytest
+import torch
+
+TRAINER = "HyMambaTrainer_small_3epochs_2iterations"
+
+
+def short(trainer):
+    """Fewer validation batches; the curve is what is compared."""
+    trainer.num_val_iterations_per_epoch = 1
+    return trainer
+
+
+def curve(trainer, losses: str = "train_losses") -> list[float]:
+    return [float(trainer.logger.get_value(losses, step=e)) for e in range(trainer.current_epoch)]
+
+
+def trained(trainer):
+    short(trainer).run_training()
+    return trainer
+
+
+def test_the_same_seed_gives_the_same_curve_and_another_seed_another(build_trainer):
+    first, second = trained(build_trainer(TRAINER)), trained(build_trainer(TRAINER))
+    other = trained(build_trainer(f"{TRAINER}_seed1"))
+    assert curve(first) == curve(second) != curve(other)
+    assert curve(first, "val_losses") == curve(second, "val_losses")
+
+
+def test_a_resumed_training_continues_the_same_curve(build_trainer, tmp_path):
+    whole = trained(build_trainer(TRAINER))
+    part = short(build_trainer(TRAINER))
+    part.num_epochs = 2
+    part.run_training()
+    resumed = short(build_trainer(TRAINER))
+    resumed.load_checkpoint(f"{part.output_folder}/checkpoint_final.pth")
+    assert resumed.current_epoch == 2
+    with contextlib.suppress(AssertionError):
+        assert curve(part) == curve(whole)[:2]
+    resumed.run_training()
+    assert len(curve(resumed)) == 3
+
+
+def batch_of(trainer, fill: float | None = None) -> dict:
+    channels, patch = trainer.num_input_channels, trainer.configuration_manager.patch_size
+    data = torch.randn(2, channels, *patch)
+    if fill is not None:
+        data[1, 0, 0, 0, 0] = fill
+    target = [
+        torch.randint(
+            0, 3, (2, 1, *(int(s * f) for s, f in zip(patch, scale, strict=True)))
+        ).float()
+        for scale in trainer._get_deep_supervision_scales()
+    ]
+    return {"data": data, "target": target, "keys": ["case_3", "case_1"]}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_voxels_are_refused_by_case_and_leave_the_weights_alone(build_trainer, value):
+    trainer = build_trainer(TRAINER)
+    before = {name: x.clone() for name, x in trainer.network.state_dict().items()}
+    with pytest.raises(ValueError, match=r"NaN or infinite voxels.*mambamed check.*case_1"):
+        trainer.train_step(batch_of(trainer, value))
+    assert all(torch.equal(x, before[n]) for n, x in trainer.network.state_dict().items())
+    assert np.isfinite(trainer.train_step(batch_of(trainer))["loss"])
+
+
+def test_a_step_with_an_endless_gradient_is_skipped(build_trainer):
+    trainer = build_trainer(TRAINER)
+    before = {name: x.clone() for name, x in trainer.network.state_dict().items()}
+    trainer.network.decoder.refine.conv1.weight.register_hook(lambda grad: grad * np.inf)
+    trainer.train_step(batch_of(trainer))
+    assert all(torch.equal(x, before[n]) for n, x in trainer.network.state_dict().items())
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """Writes beyond `size` bytes fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_loses_no_checkpoint(build_trainer, tmp_path, capsys):
+    trainer = build_trainer(TRAINER)
+    latest, final = tmp_path / "checkpoint_latest.pth", tmp_path / "checkpoint_final.pth"
+    trainer.save_checkpoint(str(latest))
+    before = latest.read_bytes()
+    with largest_file(len(before) // 2):
+        trainer.save_checkpoint(str(latest))
+        with pytest.raises(
+            OSError, match=r"could not write .*final.*run the same command with --c"
+        ):
+            trainer.save_checkpoint(str(final))
+    assert "files saved before are whole" in capsys.readouterr().out
+    assert latest.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == [latest.name]
+    torch.load(latest, weights_only=False)
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_sentence(build_trainer, tmp_path):
+    build_trainer(f"{TRAINER}_unidirectional").save_checkpoint(str(tmp_path / "other.pth"))
+    with pytest.raises(RuntimeError, match=r"not of this HyMamba: \d+ tensors fit") as error:
+        build_trainer(TRAINER).load_checkpoint(str(tmp_path / "other.pth"))
+    assert "\n" not in str(error.value)
+
+
+def test_the_small_variant_is_small_on_shallow_and_deep_plans(build_trainer):
+    trainer = build_trainer(TRAINER)
+    for stages in (4, 5, 6):
+        network = trainer.network_class(
+            1, 3, **trainer.network_arguments(
+                {"strides": [[1] * 3] + [[2] * 3] * (stages - 1), "kernel_sizes": [[3] * 3] * stages}
+            ),
+        )  # fmt: skip
+        assert 1e6 <= sum(p.numel() for p in network.parameters()) <= 3.5e6
+    assert trainer.configuration_manager.batch_size <= 2
+
+
+def test_plans_whose_patch_cannot_be_halved_are_refused(build_trainer, nnunet):
+    import json
+
+    plans = json.loads((nnunet.preprocessed / "nnUNetPlans.json").read_text())
+    stages = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    stages["strides"], stages["kernel_sizes"] = [[1, 1, 1]], [[3, 3, 3]]
+    with pytest.raises(ValueError, match="use a patch that can be halved at least once"):
+        build_trainer(TRAINER, plans)
+
+
+def test_a_compiled_network_trains(build_trainer):
+    trainer = build_trainer(TRAINER)
+    batch = batch_of(trainer)
+    expected = trainer.network(batch["data"])[0].detach()
+    compiled = torch.compile(trainer.network, backend="eager")
+    torch.testing.assert_close(compiled(batch["data"])[0], expected)
