@@ -6,7 +6,7 @@ prefixes `embeddings.` (CNN), `mae.` (Mamba) and `decoder.`; every size is read 
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -154,14 +154,17 @@ def _our_name(name: str) -> str | None:
     for pattern, template in HYMAMBA_NAMES:
         match = re.match(pattern, name)
         if match:
-            numbers = [int(number) for number in match.groups()]
-            prefix = re.sub(
-                r"\{(\d)(?:-(\d))?\}",
-                lambda slot: str(numbers[int(slot[1])] - int(slot[2] or 0)),
-                template,
-            )
-            return prefix + name[match.end() :]
+            return _filled(template, match.groups()) + name[match.end() :]
     return None
+
+
+def _filled(template: str, numbers: Sequence[str]) -> str:
+    """The template with `{i}` and `{i-k}` replaced by number i, less k."""
+
+    def number(slot: re.Match[str]) -> str:
+        return str(int(numbers[int(slot[1])]) - int(slot[2] or 0))
+
+    return re.sub(r"\{(\d)(?:-(\d))?\}", number, template)
 
 
 def _check_position(released: Mapping[str, Tensor]) -> None:

@@ -51,12 +51,9 @@ def batch_of(trainer, fill: float | None = None) -> dict:
     data = torch.randn(2, channels, *patch)
     if fill is not None:
         data[1, 0, 0, 0, 0] = fill
-    target = [
-        torch.randint(
-            0, 3, (2, 1, *(int(s * f) for s, f in zip(patch, scale, strict=True)))
-        ).float()
-        for scale in trainer._get_deep_supervision_scales()
-    ]
+    scales = torch.tensor(trainer._get_deep_supervision_scales())
+    grids = (scales * torch.tensor(patch)).int().tolist()
+    target = [torch.randint(0, 3, (2, 1, *grid)).float() for grid in grids]
     return {"data": data, "target": target, "keys": ["case_3", "case_1"]}
 
 
@@ -116,11 +113,9 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_sentence(build_traine
 def test_the_small_variant_is_small_on_shallow_and_deep_plans(build_trainer):
     trainer = build_trainer(TRAINER)
     for stages in (4, 5, 6):
-        network = trainer.network_class(
-            1, 3, **trainer.network_arguments(
-                {"strides": [[1] * 3] + [[2] * 3] * (stages - 1), "kernel_sizes": [[3] * 3] * stages}
-            ),
-        )  # fmt: skip
+        halvings = [[1] * 3, *[[2] * 3] * (stages - 1)]
+        plan = {"strides": halvings, "kernel_sizes": [[3] * 3] * stages}
+        network = trainer.network_class(1, 3, **trainer.network_arguments(plan))
         assert 1e6 <= sum(p.numel() for p in network.parameters()) <= 3.5e6
     assert trainer.configuration_manager.batch_size <= 2
 
