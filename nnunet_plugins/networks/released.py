@@ -142,7 +142,7 @@ def _renamed(released: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[st
     for name, tensor in released.items():
         if any(re.fullmatch(pattern, name) for pattern in HYMAMBA_UNREAD):
             continue
-        ours = _our_name(name)
+        ours = our_name(name)
         if ours is None:
             unknown.append(name)
         else:
@@ -150,7 +150,8 @@ def _renamed(released: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[st
     return weights, unknown
 
 
-def _our_name(name: str) -> str | None:
+def our_name(name: str) -> str | None:
+    """The name that a released tensor has in our network, None if nothing stands for it."""
     for pattern, template in HYMAMBA_NAMES:
         match = re.match(pattern, name)
         if match:

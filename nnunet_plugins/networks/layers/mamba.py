@@ -62,8 +62,8 @@ class MambaMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens in, tokens out: (b, l, c) -> (b, l, c).
 
-        The gated output of a trained mixer exceeds what float16 can hold, so the output
-        projection leaves float16 autocast and answers in float32.
+        The gated output of a trained mixer exceeds what float16 can hold, so under float16
+        autocast the output projection is computed in float32.
         """
         u, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (b, e, l) each
         y = self._scan(
@@ -77,7 +77,7 @@ class MambaMixer(nn.Module):
         y = y.transpose(1, 2)
         if y.dtype is torch.float32:
             with torch.autocast(y.device.type, enabled=False):
-                return F.linear(y, self.out_proj.weight.float())
+                return F.linear(y, self.out_proj.weight.float()).to(x.dtype)
         return self.out_proj(y)
 
     def _scan(

@@ -165,3 +165,9 @@ def test_bfloat16_autocast_stays_close(case):
         low = network(x).float()
     high = network(x).detach()
     assert (low - high).square().mean().sqrt() <= 0.05 * high.std()
+
+
+def test_other_dtypes_work_throughout(case):
+    network = case.build().eval().double()
+    assert network(image(case, batch=1).double()).dtype is torch.float64
+    assert network.bfloat16()(image(case, batch=1).bfloat16()).dtype is torch.bfloat16
