@@ -172,10 +172,10 @@ def _draw_patient(rng: np.random.Generator) -> _Patient:
     means = _NATIVE if rng.random() < 0.35 else _PORTAL_VENOUS
     tissues = {name: hu + rng.normal(0, 3 + 0.07 * abs(hu)) for name, hu in means.items()}
     tissues |= {name: means[name] + rng.normal(0, 6) for name in ("gas", "lung", "fat")}
-    in_plane = rng.uniform(4.1, 4.6)
+    in_plane = rng.uniform(5.0, 5.5)
     return _Patient(
-        shape=(int(rng.integers(24, 33)), int(rng.integers(56, 65)), int(rng.integers(68, 81))),
-        spacing=(round(rng.uniform(5.2, 6.2), 2), round(in_plane, 2), round(in_plane, 2)),
+        shape=(int(rng.integers(22, 28)), int(rng.integers(46, 55)), int(rng.integers(56, 66))),
+        spacing=(round(rng.uniform(6.2, 7.2), 2), round(in_plane, 2), round(in_plane, 2)),
         scale=tuple(rng.normal(1, 0.05) * rng.normal(1, 0.03, size=3)),
         shift=tuple(rng.normal(0, (5, 5, 8))),
         fat=rng.uniform(8, 26),

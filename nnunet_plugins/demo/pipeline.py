@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from tqdm import tqdm
 PHANTOM = "Dataset999_PhantomCT"
 CONFIGURATION = "3d_fullres"
 FOLD = 0
-EPOCHS = {"phantom": 8, "real": 20}
+EPOCHS = {"phantom": 6, "real": 20}
+"""Length of a training if no trainer is named: about 4 and 15 minutes on two cores."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class Experiment:
     def predictions(self) -> Path:
         return self.work / "predictions" / self.raw.name / self.trainer
 
+    @property
+    def logs(self) -> Path:
+        return self.work / "logs" / self.raw.name / self.trainer
+
     def environment(self) -> dict[str, str]:
         """nnU-Net's paths, and threads that wait without taking a small machine's cores."""
         return os.environ | {
@@ -82,9 +88,11 @@ class Stage:
     name: str
     command: Sequence[str]
     product: Path
-    """Exists once the stage is done."""
+    """What the stage makes, or the last of it."""
+    log: Path
+    """Output of the command; a record of time and success is kept beside it."""
     step: str
-    """Pattern of an output line that stands for one step of progress."""
+    """Pattern of an output line that stands for one step, or counts the steps `done`."""
     steps: int
 
 
@@ -178,8 +186,9 @@ def _plan(experiment: Experiment) -> Stage:
         "Plan and preprocess",
         ["nnUNetv2_plan_and_preprocess", "-d", experiment.number, "-c", CONFIGURATION,
          "-np", "1", "-npfp", "1"],
-        experiment.preprocessed / f"nnUNetPlans_{CONFIGURATION}" / ".complete",
-        r"\d+/\d+",
+        experiment.preprocessed / f"nnUNetPlans_{CONFIGURATION}",
+        experiment.work / "logs" / experiment.raw.name / "plan.log",
+        r"(?P<done>\d+)/\d+ \[",
         cases,
     )  # fmt: skip
 
@@ -193,6 +202,7 @@ def _train(experiment: Experiment) -> Stage:
         ["nnUNetv2_train", experiment.number, CONFIGURATION, str(FOLD), "-tr", experiment.trainer,
          "-device", experiment.device, *resume],
         experiment.fold / "validation" / "summary.json",
+        experiment.logs / "train.log",
         r"Epoch time",
         int(epochs[1]) if epochs else 0,
     )  # fmt: skip
@@ -202,18 +212,21 @@ def _predict(experiment: Experiment) -> Stage:
     """Predict the cases that the fold held out, from their raw images."""
     splits = json.loads((experiment.preprocessed / "splits_final.json").read_text())
     cases = splits[FOLD]["val"]
+    ending = json.loads((experiment.raw / "dataset.json").read_text())["file_ending"]
     experiment.held_out.mkdir(parents=True, exist_ok=True)
     for image in sorted((experiment.raw / "imagesTr").iterdir()):
+        case = image.name.removesuffix(ending)[: -len("_0000")]
         link = experiment.held_out / image.name
-        if any(image.name.startswith(f"{case}_") for case in cases) and not link.exists():
-            shutil.copy(image, link)
+        if case in cases and not link.exists():
+            link.symlink_to(image)
     return Stage(
         "Predict",
         ["nnUNetv2_predict", "-d", experiment.number, "-c", CONFIGURATION, "-f", str(FOLD),
          "-tr", experiment.trainer, "-i", str(experiment.held_out), "-o",
          str(experiment.predictions), "-device", experiment.device, "-npp", "1", "-nps", "1",
          "--disable_tta", "--continue_prediction"],
-        experiment.predictions / ".complete",
+        experiment.predictions,
+        experiment.logs / "predict.log",
         r"^done with",
         len(cases),
     )  # fmt: skip
@@ -227,44 +240,50 @@ def _evaluate(experiment: Experiment) -> Stage:
          "-djfile", str(experiment.raw / "dataset.json"),
          "-pfile", str(experiment.results / "plans.json"), "--chill"],
         experiment.predictions / "summary.json",
+        experiment.logs / "evaluate.log",
         r"$^",
         0,
     )  # fmt: skip
 
 
 def _run_stage(stage: Stage, experiment: Experiment) -> float:
-    """Run a stage unless its product exists; the seconds that it took, now or then.
+    """Run a stage unless it is done; the seconds that it took, earlier tries included.
 
     Raises:
         RuntimeError: If the command fails; quotes the end of its log.
     """
-    record = experiment.work / "logs" / f"{experiment.raw.name}_{experiment.trainer}.json"
-    seconds = json.loads(record.read_text()) if record.exists() else {}
-    if stage.product.exists():
+    file = stage.log.with_suffix(".json")
+    record = json.loads(file.read_text()) if file.exists() else {"seconds": 0.0, "done": False}
+    if record["done"] and stage.product.exists():
         print(f"{stage.name}: done before")
-        return seconds.get(stage.name, 0.0)
+        return record["seconds"]
     print(f"$ {' '.join(stage.command)}")
-    log = record.with_name(f"{record.stem}_{stage.name.split()[0].lower()}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    status = _follow(stage, experiment.environment(), log)
+    stage.log.parent.mkdir(parents=True, exist_ok=True)
+    started, status = time.monotonic(), None
+    try:
+        status = _follow(stage, experiment.environment())
+    finally:
+        record["seconds"] += time.monotonic() - started
+        record["done"] = status == 0
+        file.write_text(json.dumps(record))
     if status:
-        tail = "\n".join(log.read_text().splitlines()[-15:])
-        raise RuntimeError(f"{stage.name.lower()} failed; the end of {log}:\n{tail}")
-    if stage.product.name == ".complete":
-        stage.product.touch()
-    seconds[stage.name] = seconds.get(stage.name, 0.0) + time.monotonic() - started
-    record.write_text(json.dumps(seconds))
-    return seconds[stage.name]
+        tail = "\n".join(stage.log.read_text().splitlines()[-15:])
+        raise RuntimeError(f"{stage.name.lower()} failed; the end of {stage.log}:\n{tail}")
+    return record["seconds"]
 
 
-def _follow(stage: Stage, environment: dict[str, str], log: Path) -> int:
+def _follow(stage: Stage, environment: dict[str, str]) -> int:
     """Run the command with its output in a log and its steps in a progress bar; its status."""
-    command = [shutil.which(stage.command[0]) or stage.command[0], *stage.command[1:]]
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    program = shutil.which(stage.command[0], path=beside) or stage.command[0]
     with (
-        log.open("a") as file,
+        stage.log.open("a") as file,
         subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [program, *stage.command[1:]],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as process,
         tqdm(total=stage.steps or None, desc=stage.name, unit="step") as bar,
     ):
@@ -272,8 +291,9 @@ def _follow(stage: Stage, environment: dict[str, str], log: Path) -> int:
         try:
             for line in process.stdout:
                 file.write(line)
-                if re.search(stage.step, line):
-                    bar.update()
+                step = re.search(stage.step, line)
+                if step:
+                    bar.update(int(step["done"]) - bar.n if "done" in step.groupdict() else 1)
                 score = re.search(r"Pseudo dice \[(.*)\]", line)
                 if score:
                     bar.set_postfix_str("Dice " + " ".join(re.findall(r"0\.\d\d|nan", score[1])))

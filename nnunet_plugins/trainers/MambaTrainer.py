@@ -4,16 +4,22 @@ import contextlib
 import os
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from nnunet_plugins.optimization import WarmupPolyLR, decay_groups
+
+FOLDS = 5
+"""nnU-Net's folds of a cross-validation."""
 
 
 class MambaTrainer(nnUNetTrainer):
@@ -85,6 +91,23 @@ class MambaTrainer(nnUNetTrainer):
         )
         warmup = round(self.warmup * self.num_epochs)
         return optimizer, WarmupPolyLR(optimizer, self.initial_lr, self.num_epochs, warmup)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split; datasets of fewer than five cases get one fold for each of them.
+
+        Raises:
+            ValueError: If there is a single case and the fold is not "all".
+        """
+        splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        if self.fold != "all" and not splits.exists():
+            dataset = infer_dataset_class(self.preprocessed_dataset_folder)
+            cases = sorted(dataset.get_identifiers(self.preprocessed_dataset_folder))
+            if len(cases) == 1:
+                raise ValueError(f"{cases[0]} is the only case; train the fold called all")
+            if len(cases) < FOLDS:
+                folds = [{"train": [c for c in cases if c != v], "val": [v]} for v in cases]
+                save_json(folds, str(splits), sort_keys=False)
+        return super().do_split()
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """nnU-Net's loaders; on a CPU in this process, which makes runs repeatable.

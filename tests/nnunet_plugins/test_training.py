@@ -1,7 +1,10 @@
 """A trainer in this process: repeatable, exact after a resume, and clear about what it refuses."""
 
 import contextlib
+import json
 import resource
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,8 +124,6 @@ def test_the_small_variant_is_small_on_shallow_and_deep_plans(build_trainer):
 
 
 def test_plans_whose_patch_cannot_be_halved_are_refused(build_trainer, nnunet):
-    import json
-
     plans = json.loads((nnunet.preprocessed / "nnUNetPlans.json").read_text())
     stages = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     stages["strides"], stages["kernel_sizes"] = [[1, 1, 1]], [[3, 3, 3]]
@@ -136,3 +137,23 @@ def test_a_compiled_network_trains(build_trainer):
     expected = trainer.network(batch["data"])[0].detach()
     compiled = torch.compile(trainer.network, backend="eager")
     torch.testing.assert_close(compiled(batch["data"])[0], expected)
+
+
+@pytest.mark.parametrize("cases", [1, 3])
+def test_fewer_cases_than_folds_are_split_one_by_one(build_trainer, nnunet, tmp_path, cases):
+    trainer = build_trainer(TRAINER)
+    data = Path(trainer.preprocessed_dataset_folder)
+    few = tmp_path / "few" / data.name
+    few.mkdir(parents=True)
+    for file in data.iterdir():
+        if any(file.name.startswith(f"case_{i}") for i in range(cases)):
+            shutil.copy(file, few)
+    trainer.preprocessed_dataset_folder, trainer.preprocessed_dataset_folder_base = (
+        str(few), str(few.parent),
+    )  # fmt: skip
+    if cases == 1:
+        with pytest.raises(ValueError, match="case_0 is the only case; train the fold called all"):
+            trainer.do_split()
+        return
+    assert trainer.do_split() == (["case_1", "case_2"], ["case_0"])
+    assert len(json.loads((few.parent / "splits_final.json").read_text())) == 3

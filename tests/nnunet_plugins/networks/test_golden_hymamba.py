@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from nnunet_plugins.networks.layers.convolution import ChannelNorm, MedNeXtBlock, ResidualBlock
 from nnunet_plugins.networks.layers.mamba import MambaLayer
 from nnunet_plugins.networks.layers.position import sincos_position
-from nnunet_plugins.networks.released import our_name, hymamba_from_released
+from nnunet_plugins.networks.released import hymamba_from_released, our_name
 
 CUBE = [3, 3, 3]
 
