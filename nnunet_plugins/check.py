@@ -1,4 +1,8 @@
-"""`mambamed check`: which files of an nnU-Net raw dataset would spoil a training, and why."""
+"""`mambamed check`: which files would spoil a training or a prediction, and why.
+
+NIfTI files are read with nibabel here. ITK, through which nnU-Net reads them, fills what is missing
+of a truncated file with zeros, and replaces NaN and infinite voxels by zero, all without a word.
+"""
 
 import argparse
 import json
@@ -7,36 +11,51 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mambamed check`."""
-    parser.add_argument("dataset", type=Path, help="nnU-Net raw dataset folder, DatasetXXX_Name")
+    parser.add_argument(
+        "folder", type=Path, help="nnU-Net raw dataset (DatasetXXX_Name), or images to predict"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what is wrong; 0 if nothing is, 1 otherwise."""
-    problems = check_dataset(args.dataset)
+    is_dataset = (args.folder / "dataset.json").is_file()
+    problems = check_dataset(args.folder) if is_dataset else check_images(args.folder)
     for problem in problems:
         print(problem)
     if problems:
         print(f"{len(problems)} problems. Repair these files, or take the cases out.")
     else:
-        print("Every image and label can be read, is finite and fits dataset.json.")
+        print("Every file can be read to its end, is finite and fits the others.")
     return 1 if problems else 0
 
 
+def check_images(folder: Path) -> list[str]:
+    """One sentence for each image in a folder that cannot be used.
+
+    Raises:
+        FileNotFoundError: If there are no files, or no folder.
+    """
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no files; give a raw dataset or images")
+    found = (_file_problem(file) for file in tqdm(files, desc="Reading files", unit="file"))
+    return [problem for problem in found if problem]
+
+
 def check_dataset(folder: Path) -> list[str]:
-    """One sentence for each training case that cannot be used; reads every file once.
+    """One sentence for each problem of a training case of a raw dataset; reads every file.
 
     Raises:
         FileNotFoundError: If the folder is no nnU-Net raw dataset.
     """
     if not (folder / "dataset.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no dataset.json; give an nnU-Net raw dataset folder"
-        )
+        raise FileNotFoundError(f"{folder} holds no dataset.json; give a raw dataset")
     description = json.loads((folder / "dataset.json").read_text())
     cases = _cases(folder, description)
     if not cases:
@@ -69,20 +88,47 @@ def _case_problems(
     if len(files["images"]) != channels:
         yield f"{len(files['images'])} image files where dataset.json names {channels} channels"
         return
+    broken = [_file_problem(Path(file)) for file in (*files["images"], files["label"])]
+    if any(broken):
+        yield from filter(None, broken)
+        return
     try:
         image, _ = reader.read_images(files["images"])
         label, _ = reader.read_seg(files["label"])
     except Exception as error:  # readers of every format raise their own
-        yield f"cannot be read: {str(error).strip().splitlines()[-1]}"
+        yield f"nnU-Net cannot read it: {_last_line(error)}"
         return
-    if not np.isfinite(image).all():
-        yield f"{np.count_nonzero(~np.isfinite(image))} voxels of the image are NaN or infinite"
     if image.shape[1:] != label.shape[1:]:
         yield f"the image has shape {image.shape[1:]} and the label {label.shape[1:]}"
     known = _label_values(description)
-    strange = sorted(set(np.unique(label).tolist()) - known)
+    strange = sorted({int(value) for value in np.unique(label)} - known)
     if strange:
         yield f"the label holds {strange[:5]}, dataset.json only {sorted(known)}"
+
+
+def _file_problem(file: Path) -> str | None:
+    """What is wrong with one file, read to its end; None if nothing is."""
+    try:
+        voxels = _voxels(file)
+    except Exception as error:  # readers of every format raise their own
+        return f"{file.name} cannot be read: {_last_line(error)}"
+    wrong = np.count_nonzero(~np.isfinite(voxels))
+    return f"{file.name}: {wrong} voxels are NaN or infinite" if wrong else None
+
+
+def _voxels(file: Path) -> NDArray[Any]:
+    if file.name.endswith((".nii", ".nii.gz")):
+        import nibabel
+
+        return np.asarray(nibabel.load(file).dataobj)
+    import SimpleITK as sitk
+
+    return sitk.GetArrayViewFromImage(sitk.ReadImage(str(file)))
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def _label_values(description: dict[str, Any]) -> set[int]:

@@ -1,9 +1,9 @@
 import json
 import shutil
 
+import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from nnunet_plugins.check import check_dataset
 from nnunet_plugins.cli import main
@@ -15,10 +15,11 @@ def dataset(nnunet, tmp_path):
 
 
 def spoil(dataset, name, change):
-    path = str(dataset / name)
-    volume = sitk.ReadImage(path)
-    array = change(sitk.GetArrayFromImage(volume))
-    sitk.WriteImage(sitk.GetImageFromArray(array), path)
+    """Rewrite a file with nibabel, which keeps NaN, where ITK writes and reads zeros."""
+    path = dataset / name
+    volume = nibabel.load(path)
+    array = change(np.array(volume.dataobj))
+    nibabel.save(nibabel.Nifti1Image(array, volume.affine), path)
 
 
 def test_a_sound_dataset_has_no_problems(dataset):
@@ -38,11 +39,11 @@ def test_each_kind_of_damage_is_named_with_its_case(dataset, capsys):
     broken = dataset / "imagesTr/case_2_0000.nii.gz"
     broken.write_bytes(broken.read_bytes()[:200])
     spoil(dataset, "labelsTr/case_3.nii.gz", put(9))
-    spoil(dataset, "labelsTr/case_4.nii.gz", lambda array: array[1:])
+    spoil(dataset, "labelsTr/case_4.nii.gz", lambda array: array[..., 1:])
     problems = check_dataset(dataset)
     for case, words in (
-        ("case_0", "3 voxels of the image are NaN or infinite"),
-        ("case_1", "3 voxels of the image are NaN or infinite"),
+        ("case_0", "3 voxels are NaN or infinite"),
+        ("case_1", "3 voxels are NaN or infinite"),
         ("case_2", "cannot be read"),
         ("case_3", "the label holds [9]"),
         ("case_4", "the label (15, 20, 24)"),
@@ -64,4 +65,12 @@ def test_a_missing_channel_is_named(dataset):
 
 def test_a_folder_without_dataset_is_refused_in_one_line(tmp_path, capsys):
     assert main(["check", str(tmp_path)]) == 1
-    assert "holds no dataset.json" in capsys.readouterr().err
+    assert "holds no files; give a raw dataset" in capsys.readouterr().err
+
+
+def test_images_to_predict_are_checked_too(dataset, capsys):
+    images = dataset / "imagesTr"
+    assert main(["check", str(images)]) == 0
+    (images / "case_2_0000.nii.gz").write_bytes(b"no image")
+    assert main(["check", str(images)]) == 1
+    assert "case_2_0000.nii.gz cannot be read" in capsys.readouterr().out

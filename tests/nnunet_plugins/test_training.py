@@ -35,18 +35,24 @@ def test_the_same_seed_gives_the_same_curve_and_another_seed_another(build_train
     assert curve(first, "val_losses") == curve(second, "val_losses")
 
 
-def test_a_resumed_training_continues_the_same_curve(build_trainer, tmp_path):
+def test_a_resumed_training_continues_the_same_curve(build_trainer, monkeypatch):
     whole = trained(build_trainer(TRAINER))
-    part = short(build_trainer(TRAINER))
-    part.num_epochs = 2
-    part.run_training()
-    resumed = short(build_trainer(TRAINER))
-    resumed.load_checkpoint(f"{part.output_folder}/checkpoint_final.pth")
+    killed = short(build_trainer(TRAINER))
+    start = killed.on_epoch_start
+
+    def die_in_the_last_epoch():
+        if killed.current_epoch == 2:
+            raise KeyboardInterrupt
+        start()
+
+    monkeypatch.setattr(killed, "on_epoch_start", die_in_the_last_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run_training()
+    resumed = build_trainer(TRAINER)
+    resumed.load_checkpoint(f"{killed.output_folder}/checkpoint_latest.pth")
     assert resumed.current_epoch == 2
-    with contextlib.suppress(AssertionError):
-        assert curve(part) == curve(whole)[:2]
-    resumed.run_training()
-    assert len(curve(resumed)) == 3
+    assert curve(trained(resumed)) == curve(whole)
+    assert curve(resumed, "val_losses") == curve(whole, "val_losses")
 
 
 def batch_of(trainer, fill: float | None = None) -> dict:
