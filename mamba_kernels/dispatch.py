@@ -6,6 +6,7 @@ Each operator keeps a dict of backends, best first. A backend joins by one entry
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -39,6 +40,13 @@ class Backend(Generic[Function]):
     def takes(self, device: torch.device) -> bool:
         """Whether tensors on `device` can be handed to this backend."""
         return (self.devices is None or device.type in self.devices) and self.usable()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast switched off on `device`, where it has any; torch's meta device has none."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def usable_names(backends: Mapping[str, Backend[Function]]) -> tuple[str, ...]:

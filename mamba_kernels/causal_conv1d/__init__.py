@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mamba_kernels.causal_conv1d import reference, torch_backend
 from mamba_kernels.checks import check_operands, check_rank
-from mamba_kernels.dispatch import Backend, choose
+from mamba_kernels.dispatch import Backend, choose, without_autocast
 
 __all__ = ["BACKENDS", "causal_conv1d", "causal_conv1d_update"]
 
@@ -109,7 +109,7 @@ def causal_conv1d(
     b, d, _ = x.shape
     _check(x, weight, bias, "initial_state", initial_state, (b, d), activation)
     run = choose(BACKENDS, backend, x.device)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         y, state = run(x, weight, bias, initial_state, activation == "silu", reverse)
     return (y, state) if return_last_state else y
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Literal, Protocol, overload
 
-import torch
 from torch import Tensor
 
 from mamba_kernels.checks import check_operands, check_rank, check_state
-from mamba_kernels.dispatch import Backend, choose
+from mamba_kernels.dispatch import Backend, choose, without_autocast
 from mamba_kernels.selective_scan import reference, torch_backend
 from mamba_kernels.selective_scan.update import selective_state_update
 
@@ -140,7 +139,7 @@ def selective_scan(
     if B.dim() == 3:
         B, C = B.unsqueeze(1), C.unsqueeze(1)
     scan = choose(BACKENDS, backend, u.device)
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u.device):
         y, last_state = scan(
             u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse
         )

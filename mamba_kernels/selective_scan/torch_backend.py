@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 
+from mamba_kernels.dispatch import without_autocast
 from mamba_kernels.selective_scan.torch_chunks import (
     Inputs,
     Rates,
@@ -142,7 +143,7 @@ class _SelectiveScan(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         problem = Problem(*saved[:9], *ctx.options)
-        with torch.autocast(grad_y.device.type, enabled=False):
+        with without_autocast(grad_y.device):
             return (*_backward(problem, saved[9:], grad_y, grad_last), None, None)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mamba_kernels import causal_conv1d, selective_scan
+from mamba_kernels.dispatch import without_autocast
 
 DT_RANGE = (1e-3, 1e-1)
 """Step sizes a fresh mixer starts from, log-uniform (Gu & Dao, 2023, section 3.6)."""
@@ -76,7 +77,7 @@ class MambaMixer(nn.Module):
             )  # fmt: skip
         y = y.transpose(1, 2)
         if y.dtype is torch.float32:
-            with torch.autocast(y.device.type, enabled=False):
+            with without_autocast(y.device):
                 return F.linear(y, self.out_proj.weight.float()).to(x.dtype)
         return self.out_proj(y)
 

@@ -46,7 +46,7 @@ class MambaStage(nn.Module):
         grid = x.shape[2:]
         tokens = x.flatten(2).transpose(1, 2)
         tokens = tokens + sincos_position(grid, x.shape[1], x.device)
-        tokens = tokens.to(self.layers[0].norm1.weight.dtype)  # float32 under autocast
+        tokens = tokens.to(next(self.parameters()).dtype)  # float32 under autocast
         seed = int(self.scan_seed) if self.order == "shuffle" else 0
         visited = scan_order(self.order, grid, seed=seed).to(x.device)
         home = inverse(visited)
