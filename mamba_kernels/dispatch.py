@@ -49,6 +49,19 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def refuse_create_graph() -> None:
+    """Called by a backward pass written by hand, through which no gradient of a gradient flows.
+
+    Raises:
+        RuntimeError: The backward pass is itself recorded.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "this backend has no gradients of gradients, which create_graph=True asks for; "
+            "use backend='reference'"
+        )
+
+
 def usable_names(backends: Mapping[str, Backend[Function]]) -> tuple[str, ...]:
     """Names of the backends that work on this machine, best first."""
     return tuple(name for name, backend in backends.items() if backend.usable())

@@ -43,7 +43,8 @@ def scan_order(name: str, grid: Sequence[int], *, seed: int = 0) -> Tensor:
     sizes = tuple(int(size) for size in grid)
     if len(sizes) not in (2, 3) or min(sizes) < 1:
         raise ValueError(f"grid is {sizes}; expected two or three sizes of at least 1")
-    return _cached(name, sizes, seed if name == "shuffle" else 0).clone()
+    order = _visited(name, sizes, seed if name == "shuffle" else 0)
+    return torch.tensor(order, dtype=torch.int64, device="cpu")
 
 
 def inverse(order: Tensor) -> Tensor:
@@ -54,8 +55,9 @@ def inverse(order: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _cached(name: str, grid: Grid, seed: int) -> Tensor:
-    return torch.tensor(_ORDERS[name](grid, seed), dtype=torch.int64)
+def _visited(name: str, grid: Grid, seed: int) -> tuple[int, ...]:
+    """Numbers, not a tensor: one made under `torch.device("meta")` would spoil the cache."""
+    return tuple(_ORDERS[name](grid, seed))
 
 
 def _raster(grid: Grid, seed: int) -> list[int]:

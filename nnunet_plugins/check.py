@@ -53,17 +53,20 @@ def check_dataset(folder: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: If the folder is no nnU-Net raw dataset.
+        ValueError: If its dataset.json lacks what nnU-Net needs.
     """
     if not (folder / "dataset.json").is_file():
         raise FileNotFoundError(f"{folder} holds no dataset.json; give a raw dataset")
     description = json.loads((folder / "dataset.json").read_text())
+    absent = [key for key in ("channel_names", "labels", "file_ending") if key not in description]
+    if absent:
+        raise ValueError(f"{folder}/dataset.json lacks {', '.join(absent)}; nnU-Net v2 needs them")
     cases = _cases(folder, description)
     if not cases:
         return [f"{folder}: no training cases found; imagesTr and labelsTr are read"]
-    reader = _reader(description, next(iter(cases.values()))["images"][0])
     problems = []
     for name, files in tqdm(cases.items(), desc="Reading cases", unit="case"):
-        problems += [f"{name}: {what}" for what in _case_problems(files, description, reader)]
+        problems += [f"{name}: {what}" for what in _case_problems(files, description)]
     return problems
 
 
@@ -81,9 +84,7 @@ def _reader(description: dict[str, Any], example: str) -> Any:
     return determine_reader_writer_from_dataset_json(description, example, verbose=False)()
 
 
-def _case_problems(
-    files: dict[str, Any], description: dict[str, Any], reader: Any
-) -> Iterator[str]:
+def _case_problems(files: dict[str, Any], description: dict[str, Any]) -> Iterator[str]:
     channels = len(description["channel_names"])
     if len(files["images"]) != channels:
         yield f"{len(files['images'])} image files where dataset.json names {channels} channels"
@@ -93,15 +94,19 @@ def _case_problems(
         yield from filter(None, broken)
         return
     try:
-        image, _ = reader.read_images(files["images"])
-        label, _ = reader.read_seg(files["label"])
+        reader = _reader(description, files["images"][0])
+        image, geometry = reader.read_images(files["images"])
+        label, label_geometry = reader.read_seg(files["label"])
     except Exception as error:  # readers of every format raise their own
         yield f"nnU-Net cannot read it: {_last_line(error)}"
         return
     if image.shape[1:] != label.shape[1:]:
         yield f"the image has shape {image.shape[1:]} and the label {label.shape[1:]}"
+    elif not np.allclose(geometry["spacing"], label_geometry["spacing"], rtol=1e-3):
+        spacings = (geometry["spacing"], label_geometry["spacing"])
+        yield "image and label differ in spacing: {} and {} mm".format(*spacings)
     known = _label_values(description)
-    strange = sorted({int(value) for value in np.unique(label)} - known)
+    strange = sorted({float(value) for value in np.unique(label)} - known)
     if strange:
         yield f"the label holds {strange[:5]}, dataset.json only {sorted(known)}"
 
@@ -123,7 +128,7 @@ def _voxels(file: Path) -> NDArray[Any]:
         return np.asarray(nibabel.load(file).dataobj)
     import SimpleITK as sitk
 
-    return sitk.GetArrayViewFromImage(sitk.ReadImage(str(file)))
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
 
 
 def _last_line(error: Exception) -> str:
@@ -131,9 +136,9 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _label_values(description: dict[str, Any]) -> set[int]:
+def _label_values(description: dict[str, Any]) -> set[float]:
     """Every value that a label file may hold; regions list several."""
-    values: set[int] = set()
+    values: set[float] = set()
     for value in description["labels"].values():
         values |= set(value) if isinstance(value, list) else {value}
     return values

@@ -30,9 +30,8 @@ class _LookupFinder:
     def find_spec(self, name, path=None, target=None):
         if name != LOOKUP_MODULE:
             return None
-        sys.meta_path.remove(self)
         for finder in sys.meta_path:
-            spec = finder.find_spec(name, path, target)
+            spec = None if finder is self else finder.find_spec(name, path, target)
             if spec is not None:
                 spec.loader.exec_module = _then_wrap(spec.loader.exec_module)
                 return spec
@@ -53,10 +52,22 @@ def _wrap(module) -> None:
         return
 
     def find(folder, class_name, current_module, *args, **kwargs):
+        import os
+
         from nnunet_plugins.registry import find_class
 
-        ours = find_class(class_name)
-        return ours or stock(folder, class_name, current_module, *args, **kwargs)
+        try:
+            ours, slip = find_class(class_name), None
+        except ValueError as error:  # like one of ours, and none; somebody else's perhaps
+            ours, slip = None, error
+        try:
+            found = ours or stock(folder, class_name, current_module, *args, **kwargs)
+        except Exception:  # a walk through nnU-Net's folders ends where torchvision is broken
+            raise slip or sys.exc_info()[1] from None
+        others_follow = current_module is not None and os.environ.get("nnUNet_extTrainer")
+        if found is None and slip and not others_follow:
+            raise slip
+        return found
 
     find.__wrapped__ = stock
     find.__doc__ = stock.__doc__

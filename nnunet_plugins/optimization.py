@@ -43,7 +43,7 @@ class WarmupPolyLR(torch.optim.lr_scheduler.LRScheduler):
         if epoch < self.warmup:
             return self.peak * (epoch + 1) / (self.warmup + 1)
         done = (epoch - self.warmup) / max(1, self.epochs - self.warmup)
-        return self.peak * (1 - done) ** self.exponent
+        return self.peak * max(0.0, 1 - done) ** self.exponent
 
     def step(self, epoch: int | None = None) -> None:
         """Set the rate of an epoch; nnU-Net always names it."""

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mamba_kernels.dispatch import refuse_create_graph
+
 
 def causal_conv1d(
     x: Tensor,
@@ -60,8 +62,8 @@ class _Convolution(torch.autograd.Function):
         return F.silu(y, inplace=True) if silu else y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_create_graph()
         padded, weight, bias = ctx.saved_tensors
         if ctx.silu:
             y = _convolve(padded, weight, bias)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 
-from mamba_kernels.dispatch import without_autocast
+from mamba_kernels.dispatch import refuse_create_graph, without_autocast
 from mamba_kernels.selective_scan.torch_chunks import (
     Inputs,
     Rates,
@@ -139,8 +139,8 @@ class _SelectiveScan(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_create_graph()
         saved = ctx.saved_tensors
         problem = Problem(*saved[:9], *ctx.options)
         with without_autocast(grad_y.device):

@@ -36,8 +36,8 @@ class Rates(NamedTuple):
     @classmethod
     def of(cls, A: Tensor, groups: int, dtype: torch.dtype) -> Rates:
         natural = to_slab(A, groups)
-        binary = natural.double() * math.log2(math.e)
-        return cls(natural.to(dtype), binary.to(dtype))
+        wide = torch.float32 if A.device.type == "mps" else torch.float64  # which MPS has not
+        return cls(natural.to(dtype), (natural.to(wide) * math.log2(math.e)).to(dtype))
 
 
 def to_slab(x: Tensor, groups: int) -> Tensor:

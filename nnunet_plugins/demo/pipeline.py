@@ -142,8 +142,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _real_dataset(folder: Path) -> Path:
-    folder = folder.resolve()
-    if not re.fullmatch(r"Dataset\d{3}_\w+", folder.name) or not (folder / "dataset.json").exists():
+    folder = folder.absolute()  # a link may bear the name that nnU-Net asks for
+    if not re.fullmatch(r"Dataset\d{3}_.+", folder.name) or not (folder / "dataset.json").exists():
         raise ValueError(
             f"{folder} is no nnU-Net raw dataset: its name must be DatasetXXX_Name, and it must "
             "hold dataset.json, imagesTr and labelsTr"

@@ -19,6 +19,7 @@ from nnunet_plugins.networks.layers.convolution import (
     channels_last_on_cpu,
     conv,
 )
+from nnunet_plugins.networks.layers.mamba import in_full_precision
 from nnunet_plugins.networks.layers.mamba_stage import MambaStage
 
 PAPER_WIDTHS = (32, 64, 128, 192, 384)
@@ -238,7 +239,7 @@ class HyMambaDecoder(nn.Module):
         x = features[-1]
         maps: list[Tensor] = []
         for up, skip in zip(reversed(self.ups), reversed(features[:-1]), strict=True):
-            x = up(x, skip)
+            x = up(x, skip) if maps else in_full_precision(up, x, skip)
             maps.insert(0, x)
         maps[0] = self.refine(maps[0])
         if not self.deep_supervision:

@@ -65,11 +65,12 @@ def hymamba_from_released(state_dict: Mapping[str, Tensor], *, num_classes: int 
         ValueError: If a tensor is missing, unknown or of another size, or if the checkpoint's
             position embedding is not the fixed one.
     """
-    released = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
-    if "embeddings.stem.weight" not in released:
+    released = {str(name).removeprefix("module."): x for name, x in state_dict.items()}
+    tensors = all(isinstance(x, Tensor) for x in released.values())
+    if not tensors or "embeddings.stem.weight" not in released:
         raise ValueError(
-            "this is no released HyMamba checkpoint: it has no embeddings.stem.weight; give the "
-            "state dict itself, with names that start with embeddings., mae. and decoder."
+            "this is no released HyMamba checkpoint: it must map names to tensors, "
+            "embeddings.stem.weight among them; give the state dict itself, not what wraps it"
         )
     has_decoder = any(name.startswith("decoder.") for name in released)
     if has_decoder:

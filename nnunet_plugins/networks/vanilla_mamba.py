@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nnunet_plugins.networks.base import SegmentationNetwork
 from nnunet_plugins.networks.layers.convolution import conv
+from nnunet_plugins.networks.layers.mamba import in_full_precision
 from nnunet_plugins.networks.layers.mamba_stage import MambaStage
 
 HALVINGS = 4
@@ -147,12 +148,13 @@ class UnetrDecoder(nn.Module):
 
     def forward(self, image: Tensor, hidden: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """(b, c, d, h, w) and four (b, d_model, d/16, h/16, w/16) -> (b, k, d, h, w) or a list."""
-        skips = [skip(x) for skip, x in zip(self.skips, hidden[:-1], strict=True)]
         x = hidden[-1]
         maps: list[Tensor] = []
-        for up, skip in zip(reversed(self.ups), [*reversed(skips), self.image(image)], strict=True):
-            x = up(x, skip)
+        skips = [in_full_precision(s, h) for s, h in zip(self.skips, hidden[:-1], strict=True)]
+        for up, skip in zip(reversed(self.ups[1:]), reversed(skips), strict=True):
+            x = in_full_precision(up, x, skip)  # the skips hand Mamba's features on as they are
             maps.insert(0, x)
+        maps.insert(0, self.ups[0](x, self.image(image)))
         if not self.deep_supervision:
             return self.seg_layers[0](maps[0])
         return [layer(features) for layer, features in zip(self.seg_layers, maps, strict=True)]

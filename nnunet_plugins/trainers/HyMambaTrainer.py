@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from nnunet_plugins.mamba_trainer import MambaTrainer
 from nnunet_plugins.networks import HyMamba
 from nnunet_plugins.networks.hymamba import PAPER_WIDTHS, stage_widths
-from nnunet_plugins.trainers.MambaTrainer import MambaTrainer
 
 
 class HyMambaTrainer(MambaTrainer):

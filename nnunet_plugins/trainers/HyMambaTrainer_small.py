@@ -10,9 +10,10 @@ from nnunet_plugins.trainers.HyMambaTrainer import HyMambaTrainer
 
 
 class HyMambaTrainer_small(HyMambaTrainer):
-    """HyMamba of 1 to 3 million parameters, short epochs, small batches: for CPUs and small data.
+    """Small HyMamba, short epochs, small batches: for CPUs and small data.
 
-    The batch of the plans is cut to two patches, and the results' plans say so.
+    1.2 to 3.5 million parameters on plans of four to six stages. The batch of 3-D plans is cut to
+    two patches, and the results' plans say so.
     """
 
     hyperparameters: ClassVar[dict[str, float]] = HyMambaTrainer.hyperparameters | {
@@ -33,6 +34,8 @@ class HyMambaTrainer_small(HyMambaTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's own signature
     ) -> None:
-        planned = PlansManager(plans).get_configuration(configuration).batch_size
-        plans["configurations"][configuration]["batch_size"] = min(planned, self.max_batch_size)
+        planned = PlansManager(plans).get_configuration(configuration)
+        if len(planned.patch_size) == 3:
+            batch_size = min(planned.batch_size, self.max_batch_size)
+            plans["configurations"][configuration]["batch_size"] = batch_size
         super().__init__(plans, configuration, fold, dataset_json, device)

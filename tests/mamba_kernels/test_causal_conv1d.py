@@ -146,3 +146,10 @@ def test_compiled_code_gives_the_same():
 def test_refusals_say_what_to_do(change, error, message):
     with pytest.raises(error, match=message):
         causal_conv1d(**(inputs() | change))
+
+
+def test_gradients_of_gradients_are_refused():
+    x = torch.randn(1, 2, 5, requires_grad=True)
+    y = causal_conv1d(x, torch.randn(2, 3), backend="torch")
+    with pytest.raises(RuntimeError, match="no gradients of gradients"):
+        torch.autograd.grad(y.square().sum(), x, create_graph=True)

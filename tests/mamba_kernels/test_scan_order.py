@@ -91,3 +91,9 @@ def test_refuses_grids(grid):
 def test_refuses_unknown_orders():
     with pytest.raises(ValueError, match="'spiral'; known are: raster, zigzag, hilbert, shuffle"):
         scan_order("spiral", (2, 2))
+
+
+def test_an_order_first_asked_for_on_another_device_is_not_remembered_there():
+    with torch.device("meta"):
+        scan_order("hilbert", (3, 5, 7))
+    assert scan_order("hilbert", (3, 5, 7)).sort().values.tolist() == list(range(105))

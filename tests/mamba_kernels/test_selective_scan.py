@@ -278,9 +278,8 @@ def test_runs_are_bit_equal(backend):
 def test_gradients_of_gradients_are_refused():
     u = inputs()["u"].requires_grad_()
     y = selective_scan(**(inputs() | {"u": u}), backend="torch")
-    (grad,) = torch.autograd.grad(y.square().sum(), u, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    with pytest.raises(RuntimeError, match=r"no gradients of gradients.*backend='reference'"):
+        torch.autograd.grad(y.square().sum(), u, create_graph=True)
 
 
 def test_compiled_code_gives_the_same():

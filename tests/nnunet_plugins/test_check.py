@@ -4,8 +4,9 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 
-from nnunet_plugins.check import check_dataset
+from nnunet_plugins.check import check_dataset, check_images
 from nnunet_plugins.cli import main
 
 
@@ -45,7 +46,7 @@ def test_each_kind_of_damage_is_named_with_its_case(dataset, capsys):
         ("case_0", "3 voxels are NaN or infinite"),
         ("case_1", "3 voxels are NaN or infinite"),
         ("case_2", "cannot be read"),
-        ("case_3", "the label holds [9]"),
+        ("case_3", "the label holds [9.0]"),
         ("case_4", "the label (15, 20, 24)"),
     ):
         assert [p for p in problems if p.startswith(case) and words in p], (case, problems)
@@ -74,3 +75,16 @@ def test_images_to_predict_are_checked_too(dataset, capsys):
     (images / "case_2_0000.nii.gz").write_bytes(b"no image")
     assert main(["check", str(images)]) == 1
     assert "case_2_0000.nii.gz cannot be read" in capsys.readouterr().out
+
+
+def test_formats_other_than_nifti_are_read_too(tmp_path):
+    for name, value in (("sound", 1.0), ("spoiled", np.nan)):
+        array = np.full((4, 5, 6), value, np.float32)
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(tmp_path / f"{name}.mha"))
+    assert check_images(tmp_path) == ["spoiled.mha: 120 voxels are NaN or infinite"]
+
+
+def test_a_description_for_another_framework_is_refused(dataset, capsys):
+    (dataset / "dataset.json").write_text('{"modality": {"0": "CT"}, "labels": {}}')
+    assert main(["check", str(dataset)]) == 1
+    assert "lacks channel_names, file_ending" in capsys.readouterr().err

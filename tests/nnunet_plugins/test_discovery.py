@@ -78,3 +78,29 @@ def test_without_start_up_files_the_variable_of_nnunet_does_it():
     paths = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Lookup' not in str(f)]\n"
     done = python(paths + code)
     assert done.stdout.split() == ["True"], done.stderr
+
+
+def test_trainers_of_others_with_names_like_ours_are_found(tmp_path):
+    (tmp_path / "theirs.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
+        "class HyMambaTrainer_lowlr(nnUNetTrainer): pass\n"
+        "class UMambaTrainer(nnUNetTrainer): pass\n"
+    )
+    code = HOOKED + (
+        "from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as find\n"
+        f"for name in ('HyMambaTrainer_lowlr', 'UMambaTrainer'): print(find({str(tmp_path)!r}, "
+        f"name, None, base_folder={str(tmp_path)!r}).__name__)"
+    )
+    done = python(code, nnUNet_extTrainer=str(tmp_path))
+    assert done.stdout.split() == ["HyMambaTrainer_lowlr", "UMambaTrainer"], done.stderr
+
+
+def test_asking_for_the_module_before_importing_it_does_not_lose_the_hook():
+    code = HOOKED + (
+        "import importlib.util, sys\n"
+        "importlib.util.find_spec('nnunetv2.utilities.find_class_by_name')\n"
+        "from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as find\n"
+        "print(hasattr(find, '__wrapped__'))"
+    )
+    done = python(code)
+    assert done.stdout.split() == ["True"], done.stderr

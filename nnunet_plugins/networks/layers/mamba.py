@@ -18,6 +18,17 @@ DT_RANGE = (1e-3, 1e-1)
 """Step sizes a fresh mixer starts from, log-uniform (Gu & Dao, 2023, section 3.6)."""
 
 
+def in_full_precision(module: nn.Module, *inputs: Tensor) -> Tensor:
+    """A module's output, computed outside autocast in the dtype of its weights.
+
+    For modules that read what Mamba gives back: its features are not normalised, and in a trained
+    network they exceed 65504, the largest float16.
+    """
+    dtype = next(module.parameters()).dtype
+    with without_autocast(inputs[0].device):
+        return module(*(x.to(dtype) for x in inputs))
+
+
 class MambaMixer(nn.Module):
     """Mix tokens along the sequence, in time linear in their number.
 
@@ -63,8 +74,7 @@ class MambaMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens in, tokens out: (b, l, c) -> (b, l, c).
 
-        The gated output of a trained mixer exceeds what float16 can hold, so under float16
-        autocast the output projection is computed in float32.
+        The output projection is computed in the dtype of its weights, under autocast too.
         """
         u, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (b, e, l) each
         y = self._scan(
@@ -76,10 +86,7 @@ class MambaMixer(nn.Module):
                 reverse=True,
             )  # fmt: skip
         y = y.transpose(1, 2)
-        if y.dtype is torch.float32:
-            with without_autocast(y.device):
-                return F.linear(y, self.out_proj.weight.float()).to(x.dtype)
-        return self.out_proj(y)
+        return in_full_precision(self.out_proj, y)
 
     def _scan(
         self,
@@ -124,7 +131,7 @@ class MambaLayer(nn.Module):
 
     def __init__(self, d_model: int, mlp_ratio: float = 2.0, **mixer: int | bool | None) -> None:
         super().__init__()
-        hidden = int(mlp_ratio * d_model)
+        hidden = round(mlp_ratio * d_model)
         self.norm1 = nn.LayerNorm(d_model)
         self.mamba = MambaMixer(d_model, **mixer)  # type: ignore[arg-type]
         self.mlp = (

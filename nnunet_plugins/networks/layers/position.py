@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 WAVELENGTH = 10_000.0
 """Ratio of the longest to the shortest wavelength (Vaswani et al., 2017)."""
@@ -21,7 +22,7 @@ def sincos_position(
     Args:
         grid: Tokens along each axis.
         channels: Channels of a token, at least two for each axis.
-        device: Where the embedding is computed.
+        device: Where the embedding is wanted; it is computed on the CPU, in float64.
 
     Raises:
         ValueError: If there are fewer than two channels for each axis.
@@ -32,11 +33,11 @@ def sincos_position(
             f"{channels} channels cannot hold a sine and a cosine for each of {len(grid)} axes; "
             f"use at least {2 * len(grid)}"
         )
-    omega = WAVELENGTH ** -(torch.arange(waves, device=device, dtype=torch.float64) / waves)
-    axes = [torch.arange(size, device=device, dtype=torch.float64) for size in grid]
+    omega = WAVELENGTH ** -(torch.arange(waves, device="cpu", dtype=torch.float64) / waves)
+    axes = [torch.arange(size, device="cpu", dtype=torch.float64) for size in grid]
     parts = []
     for index in torch.meshgrid(*axes, indexing="ij"):
         phase = index.flatten()[:, None] * omega
         parts += [phase.sin(), phase.cos()]
     embedding = torch.cat(parts, dim=1).float()
-    return torch.nn.functional.pad(embedding, (0, channels - embedding.shape[1]))
+    return F.pad(embedding, (0, channels - embedding.shape[1])).to(device)

@@ -58,9 +58,19 @@ def test_an_encoder_alone_gets_a_new_decoder_and_says_so(released, encoder):
         (lambda sd: sd.update({"decoder.decoder1.conv2.bias": torch.zeros(9)}), "1 misshapen"),
         (lambda sd: sd.pop("mae.blocks.0.mamba.A_log"), r"lacks mae\.blocks\.0\.mamba\.A_log"),
         (lambda sd: sd.update({"mae.pos_embed": torch.zeros(1, 8, 24)}), "not the sine-cosine"),
-        (lambda sd: sd.clear(), r"no embeddings\.stem\.weight"),
+        (lambda sd: sd.clear(), r"embeddings\.stem\.weight among them"),
+        (lambda sd: sd.update({"epoch": 3}), "must map names to tensors"),
     ],
-    ids=["missing", "unexpected", "unknown", "misshapen", "no-size", "position", "foreign"],
+    ids=[
+        "missing",
+        "unexpected",
+        "unknown",
+        "misshapen",
+        "no-size",
+        "position",
+        "foreign",
+        "wrapped",
+    ],
 )
 def test_what_does_not_fit_is_said_in_one_sentence(released, spoil, message):
     spoiled = dict(released)

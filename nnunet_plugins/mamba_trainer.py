@@ -135,6 +135,15 @@ class MambaTrainer(nnUNetTrainer):
         super().on_epoch_start()
         self._seed(self.current_epoch)
 
+    def on_epoch_end(self) -> None:
+        """Log and save; a progress picture that cannot be written does not end the training."""
+        epoch = self.current_epoch
+        try:
+            super().on_epoch_end()
+        except OSError as error:  # the final checkpoint is written elsewhere
+            self.print_to_log_file(f"WARNING: could not write the progress picture: {error}")
+            self.current_epoch = epoch + 1
+
     def train_step(self, batch: dict) -> dict:
         """One step of AdamW on a batch of patches; returns the loss.
 
@@ -172,11 +181,12 @@ class MambaTrainer(nnUNetTrainer):
         Raises:
             OSError: If the final checkpoint cannot be written.
         """
+        if self.local_rank != 0 or self.disable_checkpointing:  # nnU-Net writes nothing there
+            return super().save_checkpoint(filename)
         partial = f"{filename}.partial"
         try:
             super().save_checkpoint(partial)
-            if os.path.exists(partial):
-                os.replace(partial, filename)
+            os.replace(partial, filename)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as either
             with contextlib.suppress(OSError):
                 os.remove(partial)
