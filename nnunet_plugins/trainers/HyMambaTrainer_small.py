@@ -17,7 +17,7 @@ class HyMambaTrainer_small(HyMambaTrainer):
     """
 
     hyperparameters: ClassVar[dict[str, float]] = HyMambaTrainer.hyperparameters | {
-        "initial_lr": 1e-3,
+        "initial_lr": 3e-3,
         "num_epochs": 50,
         "num_iterations_per_epoch": 50,
         "num_val_iterations_per_epoch": 10,
