@@ -38,6 +38,8 @@ class MambaTrainer(nnUNetTrainer):
         "seed": 0,
     }
     """Attributes of the trainer. `warmup` is a share of the epochs, `grad_clip` a norm."""
+    max_batch_size: ClassVar[int | None] = None
+    """Patches a step, if 3-D plans have more; the results' plans then say so."""
     network_class: ClassVar[type[nn.Module]]
     network_options: ClassVar[dict[str, Any]] = {}
     """Keyword arguments of the network beside what the plans say."""
@@ -50,6 +52,10 @@ class MambaTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's own signature
     ) -> None:
+        planned = PlansManager(plans).get_configuration(configuration)
+        if self.max_batch_size and len(planned.patch_size) == 3:
+            batch_size = min(planned.batch_size, self.max_batch_size)
+            plans["configurations"][configuration]["batch_size"] = batch_size
         super().__init__(plans, configuration, fold, dataset_json, device)
         for name, value in self.hyperparameters.items():
             setattr(self, name, value)

@@ -73,16 +73,16 @@ def subset(shared: Path, folder: Path, cases: int) -> Path:
 
 
 def test_hippocampus_in_minutes(workspace):
-    """Six minutes of training on two cores already find both parts of the hippocampus."""
-    trainer = f"{SMALL}_9epochs"
+    """Twelve minutes of training on two cores find both parts of the hippocampus."""
+    trainer = f"{SMALL}_18epochs"
     workspace.plan(4)
     workspace.train(4, trainer)
     summary = (
         workspace.results("Dataset004_Hippocampus", trainer) / "fold_0/validation/summary.json"
     )
     dice = {label: m["Dice"] for label, m in json.loads(summary.read_text())["mean"].items()}
-    assert dice["1"] >= 0.80
-    assert dice["2"] >= 0.78
+    assert dice["1"] >= 0.83
+    assert dice["2"] >= 0.81
 
 
 @pytest.mark.parametrize(
