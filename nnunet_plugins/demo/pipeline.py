@@ -277,7 +277,7 @@ def _follow(stage: Stage, environment: dict[str, str]) -> int:
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     program = shutil.which(stage.command[0], path=beside) or stage.command[0]
     with (
-        stage.log.open("a") as file,
+        stage.log.open("a", buffering=1) as file,
         subprocess.Popen(
             [program, *stage.command[1:]],
             env=environment,
