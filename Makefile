@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench native clean
 
 demo: $(READY)
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/mambamed demo $(if $(DATA),--data "$(DATA)")
@@ -18,6 +18,10 @@ lint: $(READY)
 
 bench: $(READY)
 	@for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
+# Compile mamba_kernels/native/src again, in place.
+native: $(READY)
+	@$(BIN)/python mamba_kernels/native/build.py
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

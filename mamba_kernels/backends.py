@@ -19,9 +19,9 @@ def available_backends() -> tuple[str, ...]:
 def use_backend(name: str) -> Iterator[None]:
     """Force a backend wherever an operator is called with `backend="auto"`.
 
-    Holds in the current thread or asyncio task only, nests, and ends with the `with` block, by
-    exception too. An operator that lacks this backend keeps its best one. The backward pass
-    belongs to the backend that ran forward.
+    Holds in the current thread only, nests, and ends with the `with` block, by exception too. An
+    operator that lacks this backend keeps its best one. The backward pass belongs to the backend
+    that ran forward, and code from torch.compile to the backend that it was compiled with.
 
     Args:
         name: One of `available_backends()`, or "auto" to lift an outer choice.
@@ -38,8 +38,9 @@ def use_backend(name: str) -> Iterator[None]:
         raise ValueError(
             f"backend {name!r} is not available; this machine has: auto, {', '.join(names)}"
         )
-    token = FORCED.set(None if name == "auto" else name)
+    before = FORCED.name
+    FORCED.name = None if name == "auto" else name
     try:
         yield
     finally:
-        FORCED.reset(token)
+        FORCED.name = before

@@ -74,6 +74,47 @@ def check_state(name: str, state: Tensor | None, like: Tensor) -> None:
         )
 
 
+def check_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+) -> None:
+    """Refuse operands of a selective scan that do not fit; `selective_scan` has their shapes."""
+    check_rank("u", u, "b, d, l")
+    check_rank("A", A, "d, n")
+    (b, d, l), n = u.shape, A.shape[1]
+    grouped = isinstance(B, Tensor) and B.dim() == 4
+    weights = (b, B.shape[1], n, l) if grouped else (b, n, l)
+    check_operands(
+        "u",
+        u,
+        required={
+            "delta": (delta, (b, d, l)),
+            "A": (A, (d, n)),
+            "B": (B, weights),
+            "C": (C, weights),
+        },
+        optional={
+            "D": (D, (d,)),
+            "z": (z, (b, d, l)),
+            "delta_bias": (delta_bias, (d,)),
+            "initial_state": (initial_state, (b, d, n)),
+        },
+    )
+    check_state("initial_state", initial_state, u)
+    if grouped and (B.shape[1] == 0 or d % B.shape[1]):
+        raise ValueError(
+            f"B has shape {tuple(B.shape)}; expected a number of groups that divides "
+            f"the {d} channels of u: choose another number of groups"
+        )
+
+
 def _check_dtype(name: str, x: Tensor) -> None:
     if x.dtype not in FLOATING:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)

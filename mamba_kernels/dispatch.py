@@ -5,21 +5,30 @@ Each operator keeps a dict of backends, best first. A backend joins by one entry
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
-FORCED: ContextVar[str | None] = ContextVar("mamba_kernels_forced_backend", default=None)
+
+class Forced(threading.local):
+    """The backend that `use_backend` forces in this thread. (torch.compile reads it where it
+    compiles; it cannot read context variables.)"""
+
+    name: str | None = None
 
 
-def _always() -> bool:
-    return True
+FORCED = Forced()
+
+
+def _nothing(*operands: Any) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -28,18 +37,20 @@ class Backend(Generic[Function]):
 
     Args:
         run: The implementation; it may rely on the checks of the operator's front door.
-        usable: Whether it works on this machine. Asked at every choice, so a slow answer
-            has to be cached by the backend itself.
+        missing: Why it does not work on this machine, or None if it does. Asked at every choice,
+            so a slow answer has to be cached by the backend itself.
         devices: Types of device it runs on. None for all.
+        refuses: Given the arguments of `run`, what of them it cannot take, or None.
     """
 
     run: Function
-    usable: Callable[[], bool] = _always
+    missing: Callable[[], str | None] = _nothing
     devices: frozenset[str] | None = None
+    refuses: Callable[..., str | None] = _nothing
 
-    def takes(self, device: torch.device) -> bool:
-        """Whether tensors on `device` can be handed to this backend."""
-        return (self.devices is None or device.type in self.devices) and self.usable()
+    def runs_on(self, device: torch.device) -> bool:
+        """Whether this backend is for tensors on `device`."""
+        return self.devices is None or device.type in self.devices
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
@@ -64,32 +75,61 @@ def refuse_create_graph() -> None:
 
 def usable_names(backends: Mapping[str, Backend[Function]]) -> tuple[str, ...]:
     """Names of the backends that work on this machine, best first."""
-    return tuple(name for name, backend in backends.items() if backend.usable())
+    return tuple(name for name, backend in backends.items() if backend.missing() is None)
 
 
-def choose(backends: Mapping[str, Backend[Function]], name: str, device: torch.device) -> Function:
+def choose(
+    backends: Mapping[str, Backend[Function]], name: str, device: torch.device, *arguments: Any
+) -> Function:
     """The implementation that `name` asks for on `device`.
 
     Args:
         backends: Backends of one operator, best first.
         name: A key of `backends`, or "auto": the backend forced by `use_backend` if this
-            operator has it, else the first that takes `device`.
+            operator has it, else the first that takes the arguments.
         device: Where the operands are.
+        arguments: What the implementation will be called with.
 
     Raises:
-        ValueError: The name is unknown, or that backend cannot work here or on `device`.
+        ValueError: The name is unknown, or that backend cannot work here, on `device` or with
+            these arguments.
     """
     if name == "auto":
-        forced = FORCED.get()
+        forced = FORCED.name
         if forced is None or forced not in backends:
-            return next(backend.run for backend in backends.values() if backend.takes(device))
+            return _best(backends, device, arguments)
         name = forced
-    if name not in backends or not backends[name].usable():
+    if name not in backends or backends[name].missing() is not None:
         names = ", ".join(usable_names(backends))
-        raise ValueError(f"backend {name!r} is not available; this machine has: auto, {names}")
-    if not backends[name].takes(device):
+        why = f" ({backends[name].missing()})" if name in backends else ""
+        raise ValueError(f"backend {name!r} is not available{why}; this machine has: auto, {names}")
+    backend = backends[name]
+    if not backend.runs_on(device):
         raise ValueError(
             f"backend {name!r} does not run on device {device}; "
-            f"move the tensors to one of {sorted(backends[name].devices or ())} or choose 'auto'"
+            f"move the tensors to one of {sorted(backend.devices or ())} or choose 'auto'"
         )
-    return backends[name].run
+    refusal = backend.refuses(*arguments)
+    if refusal is not None:
+        raise ValueError(f"backend {name!r} cannot take {refusal}: choose 'auto' or change that")
+    return backend.run
+
+
+def _best(
+    backends: Mapping[str, Backend[Function]], device: torch.device, arguments: tuple[Any, ...]
+) -> Function:
+    """The first backend for this device that works and takes the arguments."""
+    missing: list[str] = []
+    for name, backend in backends.items():
+        if not backend.runs_on(device):
+            continue
+        why = backend.missing()
+        if why is not None:
+            missing.append(f"{name} ({why})")
+        elif backend.refuses(*arguments) is None:
+            if missing and backend.devices is None:
+                warnings.warn(  # which Python shows once
+                    f"mamba_kernels runs more slowly, without: {', '.join(missing)}", stacklevel=4
+                )
+            return backend.run
+    raise ValueError(f"no backend of {list(backends)} takes these operands on device {device}")

@@ -1,5 +1,6 @@
-"""The selective scan of Mamba: `selective_scan` for sequences, `selective_state_update` for one
-token at a time. Each sibling module is one implementation; `reference` is the definition.
+"""The selective scan of Mamba: `selective_scan` for sequences, `selective_scan_multi` for several
+directions over one sequence, `selective_state_update` for one token at a time. The sibling modules
+named after a backend are its implementations; `reference` is the definition.
 
 Source: Gu & Dao, "Mamba", 2023, arXiv:2312.00752, Eq. 2 and Algorithm 2.
 """
@@ -10,12 +11,14 @@ from typing import Literal, Protocol, overload
 
 from torch import Tensor
 
-from mamba_kernels.checks import check_operands, check_rank, check_state
+from mamba_kernels.checks import check_scan
 from mamba_kernels.dispatch import Backend, choose, without_autocast
-from mamba_kernels.selective_scan import reference, torch_backend
+from mamba_kernels.native.library import missing
+from mamba_kernels.selective_scan import cpu_backend, reference, torch_backend
+from mamba_kernels.selective_scan.multi import selective_scan_multi
 from mamba_kernels.selective_scan.update import selective_state_update
 
-__all__ = ["BACKENDS", "selective_scan", "selective_state_update"]
+__all__ = ["BACKENDS", "selective_scan", "selective_scan_multi", "selective_state_update"]
 
 
 class Scan(Protocol):
@@ -38,6 +41,7 @@ class Scan(Protocol):
 
 
 BACKENDS: dict[str, Backend[Scan]] = {  # best first
+    "cpu": Backend(cpu_backend.selective_scan, missing, frozenset({"cpu"}), cpu_backend.refuses),
     "torch": Backend(torch_backend.selective_scan),
     "reference": Backend(reference.selective_scan),
 }
@@ -135,52 +139,11 @@ def selective_scan(
         ValueError: Shapes or devices do not fit, there is no token, or the backend is unknown.
         TypeError: An operand is no tensor or has an unsupported dtype.
     """
-    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state)
     if B.dim() == 3:
         B, C = B.unsqueeze(1), C.unsqueeze(1)
-    scan = choose(BACKENDS, backend, u.device)
+    arguments = (u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse)
+    scan = choose(BACKENDS, backend, u.device, *arguments)
     with without_autocast(u.device):
-        y, last_state = scan(
-            u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse
-        )
+        y, last_state = scan(*arguments)
     return (y, last_state) if return_last_state else y
-
-
-def _check(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-) -> None:
-    check_rank("u", u, "b, d, l")
-    check_rank("A", A, "d, n")
-    (b, d, l), n = u.shape, A.shape[1]
-    grouped = isinstance(B, Tensor) and B.dim() == 4
-    weights = (b, B.shape[1], n, l) if grouped else (b, n, l)
-    check_operands(
-        "u",
-        u,
-        required={
-            "delta": (delta, (b, d, l)),
-            "A": (A, (d, n)),
-            "B": (B, weights),
-            "C": (C, weights),
-        },
-        optional={
-            "D": (D, (d,)),
-            "z": (z, (b, d, l)),
-            "delta_bias": (delta_bias, (d,)),
-            "initial_state": (initial_state, (b, d, n)),
-        },
-    )
-    check_state("initial_state", initial_state, u)
-    if grouped and (B.shape[1] == 0 or d % B.shape[1]):
-        raise ValueError(
-            f"B has shape {tuple(B.shape)}; expected a number of groups that divides "
-            f"the {d} channels of u: choose another number of groups"
-        )

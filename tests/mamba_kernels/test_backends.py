@@ -11,6 +11,8 @@ from mamba_kernels.dispatch import Backend, choose
 
 CPU = torch.device("cpu")
 
+pytestmark = pytest.mark.filterwarnings("ignore:mamba_kernels runs more slowly")
+
 
 def forced(backends):
     return choose(backends, "auto", CPU)()
@@ -20,7 +22,7 @@ def forced(backends):
 def backends():
     return {
         "gpu": Backend(lambda: "gpu", devices=frozenset({"cuda"})),
-        "broken": Backend(lambda: "broken", usable=lambda: False),
+        "broken": Backend(lambda: "broken", lambda: "it is broken"),
         "torch": Backend(lambda: "torch"),
         "reference": Backend(lambda: "reference"),
     }
@@ -32,10 +34,26 @@ def test_auto_is_the_first_that_takes_the_device(backends):
 
 
 def test_names_that_cannot_run_are_refused(backends):
-    with pytest.raises(ValueError, match=r"'broken' is not available.*auto, gpu, torch, reference"):
+    with pytest.raises(
+        ValueError, match=r"'broken' is not available \(it is broken\).*auto, gpu, torch, reference"
+    ):
         choose(backends, "broken", CPU)
     with pytest.raises(ValueError, match=r"'gpu' does not run on device cpu.*\['cuda'\]"):
         choose(backends, "gpu", CPU)
+
+
+def test_auto_passes_over_what_refuses_the_arguments(backends):
+    picky = Backend(lambda: "picky", refuses=lambda x: "an odd number" if x % 2 else None)
+    backends = {"picky": picky, **backends}
+    assert choose(backends, "auto", CPU, 2)() == "picky"
+    assert choose(backends, "auto", CPU, 3)() == "torch"
+    with pytest.raises(ValueError, match="'picky' cannot take an odd number"):
+        choose(backends, "picky", CPU, 3)
+
+
+def test_a_missing_fast_backend_is_said(backends):
+    with pytest.warns(UserWarning, match=r"more slowly, without: broken \(it is broken\)"):
+        choose({"broken": backends["broken"], "torch": backends["torch"]}, "auto", CPU)
 
 
 def test_use_backend_nests_and_restores(backends):
@@ -68,7 +86,9 @@ def test_use_backend_holds_in_its_thread_only(backends):
 
 
 def test_use_backend_refuses_unknown_names():
-    with pytest.raises(ValueError, match=r"'abacus' is not available; .*: auto, torch, reference"):
+    with pytest.raises(
+        ValueError, match=r"'abacus' is not available; .*: auto, cpu, torch, reference"
+    ):
         use_backend("abacus").__enter__()
 
 
@@ -89,7 +109,7 @@ def test_the_operators_obey(monkeypatch):
 
 
 def test_names():
-    assert available_backends() == ("torch", "reference")
+    assert available_backends() == ("cpu", "torch", "reference")
     assert all(hasattr(mamba_kernels, name) for name in mamba_kernels.__all__)
 
 

@@ -1,0 +1,165 @@
+"""The compiled library as ctypes sees it: loaded once, its structures mirrored, its calls checked.
+
+The library knows neither Python nor torch, so one file serves every version of both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import c_char_p, c_int64, c_void_p
+from pathlib import Path
+from struct import Struct
+
+import torch
+from torch import Tensor
+
+NAMES = {"darwin": "libmambamed_kernels.dylib", "win32": "mambamed_kernels.dll"}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CHUNK = 16  # tokens between the states that are kept for a backward pass: MK_CHUNK
+BLOCK = 16  # channels are padded to a multiple of it where states are kept: MK_BLOCK
+WORK_PER_THREAD = 1 << 18  # less is done before another thread has started
+
+
+class Layout:
+    """A structure of api.h, in 64-bit words. (ctypes.Structure takes ten times as long to fill.)
+
+    Args:
+        fields: In order: `i` numbers, `p` pointers, `a` arrays.
+    """
+
+    def __init__(self, fields: str) -> None:
+        sizes = {"i": 1, "p": 1, "a": 6}
+        self.at: dict[str, int] = {}  # first word of each field
+        self.words = 0
+        for kind, _, names in (group.partition(":") for group in fields.split()):
+            for name in names.split(","):
+                self.at[name] = self.words
+                self.words += sizes[kind]
+        self.pack = Struct(f"={self.words}q").pack
+
+
+Scan = Layout(
+    "i:batch,channels,tokens,states,groups,slab,softplus,reverse p:order "
+    "a:u,delta,z,B,C p:A,D,bias,initial a:plus,y p:last,checkpoints "
+    "a:grad_y p:grad_last a:grad_u,grad_delta,grad_z "
+    "p:grad_B,grad_C,grad_A,grad_D,grad_bias,grad_initial",
+)
+Conv = Layout(
+    "i:batch,channels,tokens,taps,slab,silu,reverse p:order a:x,weight,bias,initial,y,last "
+    "a:grad_y,grad_last,grad_x,grad_initial,grad_weight,grad_bias"
+)
+LAYOUTS = {"mk_scan_size": Scan, "mk_conv_size": Conv}
+FUNCTIONS = ("mk_scan_forward", "mk_scan_backward", "mk_conv_forward", "mk_conv_backward")
+
+
+def load(path: Path) -> ctypes.CDLL | str:
+    """The library, or the reason why there is none."""
+    if not path.exists():
+        return "it was not built; make it with `python -m mamba_kernels.native.build`"
+    try:
+        library = ctypes.CDLL(str(path))
+        library.mk_isa.restype = c_char_p
+        library.mk_isa.argtypes = [c_int64]
+        library.mk_exp.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_int64]
+        for name in FUNCTIONS:
+            function = getattr(library, name)
+            function.argtypes = [c_void_p, c_int64, c_int64]
+            function.restype = c_int64
+        same = all(getattr(library, n)() == 8 * layout.words for n, layout in LAYOUTS.items())
+    except (OSError, AttributeError) as error:
+        return f"it does not load: {error}"
+    if not same:
+        return "it is of other sources; make it with `python -m mamba_kernels.native.build`"
+    return library
+
+
+LIBRARY = load(Path(__file__).parent / NAMES.get(sys.platform, "libmambamed_kernels.so"))
+
+
+def missing() -> str | None:
+    """Why there is no library here, or None if there is one."""
+    return LIBRARY if isinstance(LIBRARY, str) else None
+
+
+def instruction_sets() -> dict[str, int]:
+    """Those of this machine that the library has code for, fastest first, with their numbers."""
+    names: list[str] = []
+    while not isinstance(LIBRARY, str) and (name := LIBRARY.mk_isa(len(names))) is not None:
+        names.append(name.decode())  # empty where the machine lacks it
+    return {name: i for i, name in enumerate(names) if name}
+
+
+class _Chosen(threading.local):
+    instruction_set = next(iter(instruction_sets().values()), 0)
+
+
+_CHOSEN = _Chosen()
+
+
+@contextmanager
+def use_instruction_set(name: str) -> Iterator[None]:
+    """Compute with another of `instruction_sets()` in this thread: to test and to compare them."""
+    before = _CHOSEN.instruction_set
+    _CHOSEN.instruction_set = instruction_sets()[name]
+    try:
+        yield
+    finally:
+        _CHOSEN.instruction_set = before
+
+
+class Call:
+    """One call of the library, filled argument by argument.
+
+    Args:
+        layout: The structure that the function takes.
+        numbers: Its first fields.
+    """
+
+    def __init__(self, layout: Layout, *numbers: int) -> None:
+        self.layout = layout
+        self.words = [*numbers, *[0] * (layout.words - len(numbers))]
+        self.kept: list[Tensor] = []  # alive until the call is over
+
+    def point(self, **contiguous: Tensor | None) -> None:
+        """Set arguments that are arrays without gaps, of the dtype that api.h names."""
+        for name, x in contiguous.items():
+            if x is not None:
+                self.kept.append(x)
+                self.words[self.layout.at[name]] = x.data_ptr()
+
+    def view(self, **strided: Tensor | None) -> None:
+        """Set arguments that are arrays of any dtype and strides, of no more than four axes."""
+        for name, x in strided.items():
+            if x is not None:
+                self.kept.append(x)
+                at, stride = self.layout.at[name], x.stride()
+                self.words[at : at + 2 + len(stride)] = (x.data_ptr(), DTYPES[x.dtype], *stride)
+
+    def run(self, function: str, work: int) -> None:
+        """Compute.
+
+        Args:
+            function: One of `FUNCTIONS`.
+            work: Multiply-adds, about: little of it is not spread over threads.
+
+        Raises:
+            MemoryError: There is no room for scratch.
+            ValueError: The order is no permutation.
+        """
+        threads = min(torch.get_num_threads(), 1 + work // WORK_PER_THREAD)
+        failed = getattr(LIBRARY, function)(
+            self.layout.pack(*self.words), _CHOSEN.instruction_set, threads
+        )
+        if failed == 1:
+            raise MemoryError(f"{function}: no memory for {threads} threads' scratch: free some")
+        if failed == 2:
+            raise ValueError("the order is no permutation of the tokens: each must occur once")
+
+
+def as_float32(x: Tensor | None) -> Tensor | None:
+    """As float32 without gaps."""
+    return None if x is None else x.to(torch.float32).contiguous()

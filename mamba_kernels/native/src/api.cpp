@@ -1,0 +1,136 @@
+// The exported functions: choose the instruction set and spread tasks over threads.
+
+#include "kernels.h"
+#include "threads.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#ifdef _WIN32
+#define MK_EXPORT extern "C" __declspec(dllexport)
+#else
+#define MK_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+struct Isa {
+    const char *name;
+    const MkKernels *kernels;
+    bool (*works)();
+};
+
+#if defined(__x86_64__)
+
+// Whether the processor has, and the system saves, the registers in `mask` of XCR0.
+bool saved_by_system(unsigned mask) {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return false;
+    unsigned low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & mask) == mask;
+}
+
+bool has_avx2() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+    const unsigned first = bit_FMA | bit_F16C | bit_AVX | bit_MOVBE | bit_POPCNT;
+    if ((c & first) != first || !saved_by_system(0x6)) return false;
+    const unsigned second = bit_AVX2 | bit_BMI | bit_BMI2;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & second) != second) return false;
+    return __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & bit_LZCNT);
+}
+
+bool has_avx512() {
+    unsigned a, b, c, d;
+    if (!has_avx2() || !saved_by_system(0xe6)) return false;
+    const unsigned needed = bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & needed) == needed;
+}
+
+bool always() { return true; }
+
+const Isa ISAS[] = { // best first
+    {"avx512", &mk_kernels_avx512, has_avx512},
+    {"avx2", &mk_kernels_avx2, has_avx2},
+    {"sse2", &mk_kernels_sse2, always},
+};
+
+#else
+
+bool always() { return true; }
+
+const Isa ISAS[] = {{"neon", &mk_kernels_neon, always}};
+
+#endif
+
+constexpr int64_t ISA_COUNT = sizeof(ISAS) / sizeof(ISAS[0]);
+
+int64_t scan_tasks(const MkScan &p) {
+    int64_t per_group = p.channels / p.groups;
+    return p.batch * p.groups * ((per_group + p.slab - 1) / p.slab);
+}
+
+int64_t conv_tasks(const MkConv &p) { return p.batch * ((p.channels + p.slab - 1) / p.slab); }
+
+// Whether each token below `tokens` occurs once. Without memory to tell: no.
+bool is_permutation(const int32_t *order, int64_t tokens) {
+    char *seen = (char *)calloc(tokens, 1);
+    bool good = seen;
+    for (int64_t i = 0; good && i < tokens; i++) {
+        good = order[i] >= 0 && order[i] < tokens && !seen[order[i]];
+        if (good) seen[order[i]] = 1;
+    }
+    free(seen);
+    return good;
+}
+
+enum Result : int64_t { DONE = 0, NO_MEMORY = 1, NO_PERMUTATION = 2 };
+
+} // namespace
+
+// Sizes of the structures: a caller built for other layouts can tell.
+MK_EXPORT int64_t mk_scan_size() { return sizeof(MkScan); }
+MK_EXPORT int64_t mk_conv_size() { return sizeof(MkConv); }
+
+// Name of instruction set i, best first: empty where this machine lacks it, null where there is none.
+MK_EXPORT const char *mk_isa(int64_t i) {
+    if (i >= ISA_COUNT) return nullptr;
+    return ISAS[i].works() ? ISAS[i].name : "";
+}
+
+// Each returns a Result.
+MK_EXPORT int64_t mk_scan_forward(const MkScan *p, int64_t isa, int64_t threads) {
+    if (p->order && !is_permutation(p->order, p->tokens)) return NO_PERMUTATION;
+    const MkKernels &k = *ISAS[isa].kernels;
+    auto task = [&](int64_t i, char *scratch) { k.forward_slab(*p, i, scratch); };
+    return mk::run(scan_tasks(*p), threads, k.forward_scratch(*p), task) ? DONE : NO_MEMORY;
+}
+
+MK_EXPORT int64_t mk_scan_backward(const MkScan *p, int64_t isa, int64_t threads) {
+    if (p->order && !is_permutation(p->order, p->tokens)) return NO_PERMUTATION;
+    const MkKernels &k = *ISAS[isa].kernels;
+    auto task = [&](int64_t i, char *scratch) { k.backward_slab(*p, i, scratch); };
+    return mk::run(scan_tasks(*p), threads, k.backward_scratch(*p), task) ? DONE : NO_MEMORY;
+}
+
+MK_EXPORT int64_t mk_conv_forward(const MkConv *p, int64_t isa, int64_t threads) {
+    if (p->order && !is_permutation(p->order, p->tokens)) return NO_PERMUTATION;
+    const MkKernels &k = *ISAS[isa].kernels;
+    auto task = [&](int64_t i, char *scratch) { k.conv_forward_strip(*p, i, scratch); };
+    return mk::run(conv_tasks(*p), threads, k.conv_forward_scratch(*p), task) ? DONE : NO_MEMORY;
+}
+
+MK_EXPORT int64_t mk_conv_backward(const MkConv *p, int64_t isa, int64_t threads) {
+    if (p->order && !is_permutation(p->order, p->tokens)) return NO_PERMUTATION;
+    const MkKernels &k = *ISAS[isa].kernels;
+    auto task = [&](int64_t i, char *scratch) { k.conv_backward_strip(*p, i, scratch); };
+    return mk::run(conv_tasks(*p), threads, k.conv_backward_scratch(*p), task) ? DONE : NO_MEMORY;
+}
+
+// e^x of `count` floats from [-87, 88], `count` a multiple of 64: the yardstick of the benchmark.
+MK_EXPORT void mk_exp(const float *from, float *to, int64_t count, int64_t isa, int64_t repeats) {
+    mk::FlushToZero guard;
+    for (int64_t i = 0; i < repeats; i++) ISAS[isa].kernels->exp(from, to, count);
+}

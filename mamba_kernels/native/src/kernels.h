@@ -1,0 +1,19 @@
+// What each instruction set provides: the operations over one task, and how much scratch they need.
+
+#pragma once
+
+#include "api.h"
+
+struct MkKernels {
+    int64_t (*forward_scratch)(const MkScan &);
+    void (*forward_slab)(const MkScan &, int64_t task, char *scratch);
+    int64_t (*backward_scratch)(const MkScan &);
+    void (*backward_slab)(const MkScan &, int64_t task, char *scratch);
+    int64_t (*conv_forward_scratch)(const MkConv &);
+    void (*conv_forward_strip)(const MkConv &, int64_t task, char *scratch);
+    int64_t (*conv_backward_scratch)(const MkConv &);
+    void (*conv_backward_strip)(const MkConv &, int64_t task, char *scratch);
+    void (*exp)(const float *from, float *to, int64_t count);
+};
+
+extern const MkKernels mk_kernels_sse2, mk_kernels_avx2, mk_kernels_avx512, mk_kernels_neon;

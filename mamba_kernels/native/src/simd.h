@@ -1,0 +1,146 @@
+// Vectors of floats and the functions of them that Mamba needs, for any width.
+//
+// This file is compiled once for each instruction set, with MK_LANES floats a vector.
+
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define MK_LANES 16
+#elif defined(__AVX2__)
+#define MK_LANES 8
+#else
+#define MK_LANES 4
+#endif
+
+#define MK_INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int LANES = MK_LANES;
+
+using Floats = float __attribute__((vector_size(4 * MK_LANES)));
+using Ints = int32_t __attribute__((vector_size(4 * MK_LANES)));
+using Halves = _Float16 __attribute__((vector_size(2 * MK_LANES)));
+using Shorts = uint16_t __attribute__((vector_size(2 * MK_LANES)));
+using Words = uint32_t __attribute__((vector_size(4 * MK_LANES)));
+
+MK_INLINE Floats all(float x) { return Floats{} + x; }
+MK_INLINE Ints bits(Floats x) { return (Ints)x; }
+
+template <class V>
+MK_INLINE V load(const void *from) {
+    V x;
+    __builtin_memcpy(&x, from, sizeof(V));
+    return x;
+}
+
+template <class V>
+MK_INLINE void store(void *to, V x) {
+    __builtin_memcpy(to, &x, sizeof(V));
+}
+
+// Set `count` vectors to zero. (The C library is not called: zig links a slow memset.)
+MK_INLINE void clear(Floats *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++) x[i] = Floats{};
+}
+
+// NaN in x stays NaN.
+MK_INLINE Floats at_least(Floats x, float low) { return x < low ? all(low) : x; }
+MK_INLINE Floats at_most(Floats x, float high) { return x > high ? all(high) : x; }
+MK_INLINE Floats absolute(Floats x) { return (Floats)(bits(x) & 0x7fffffff); }
+
+// Exponents are held in powers of 2^(1/STEPS): exp(x) = power(x * POWERS).
+#if MK_LANES == 16
+constexpr int STEPS = 16;
+#else
+constexpr int STEPS = 1;
+#endif
+
+constexpr float POWERS = 1.44269504088896341f * STEPS;
+
+// Beyond these, a power is no normal float. The kernels' smallest decay is 2^-126.
+constexpr float LOWEST = -126.0f * STEPS, HIGHEST = 127.0f * STEPS;
+
+// 2^(x / STEPS) for x in [LOWEST, HIGHEST], relative error 1.5e-7; exactly 1 for 0; NaN for NaN.
+//
+// x = i + f with i an integer and |f| <= 1/2. Where a vector has 16 lanes a table in one register
+// has 2^(j / 16) for j = i mod 16, less j * 2^19, so that adding i * 2^19 to its bits gives 2^(i / 16);
+// that saves two steps of the polynomial in f.
+MK_INLINE Floats power_in_range(Floats x) {
+    const float rounds = 12582912.0f; // 1.5 * 2^23: adding it leaves i in the last bits
+    Floats shifted = x + rounds;
+    Floats f = x - (shifted - rounds);
+#if MK_LANES == 16
+    const Ints table = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
+                        0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+    Floats whole = (Floats)((Ints)_mm512_permutexvar_epi32((__m512i)shifted, (__m512i)table) + (bits(shifted) << 19));
+    Floats p = all(1.3550326e-5f); // minimax for the relative error, with p(0) = 1
+    p = p * f + 9.38415178e-4f;
+    p = p * f + 4.33216989e-2f;
+    return whole * (p * f) + whole;
+#else
+    Floats p = all(1.32647273e-3f); // minimax for the relative error, with p(0) = 1
+    p = p * f + 9.67151299e-3f;
+    p = p * f + 5.55073358e-2f;
+    p = p * f + 2.40222424e-1f;
+    p = p * f + 6.93147004e-1f;
+    p = p * f + 1.0f;
+    return (Floats)(bits(p) + (bits(shifted) << 23));
+#endif
+}
+
+MK_INLINE Floats power(Floats x) { return power_in_range(at_most(at_least(x, LOWEST), HIGHEST)); }
+
+MK_INLINE Floats sigmoid(Floats x) { return 1.0f / (1.0f + power(x * -POWERS)); }
+
+// log(1 + x) for x in [0, 1], relative error 1e-7: 2 atanh(s) with s = x / (2 + x) <= 1/3.
+MK_INLINE Floats log1p_of_unit(Floats x) {
+    Floats s = x / (2.0f + x), s2 = s * s;
+    Floats p = all(0.281426787f);
+    p = p * s2 + 0.279698819f;
+    p = p * s2 + 0.400240958f;
+    p = p * s2 + 0.666663408f;
+    p = p * s2 + 2.0f;
+    return p * s;
+}
+
+MK_INLINE Floats softplus(Floats x) {
+    Floats tail = log1p_of_unit(power(absolute(x) * -POWERS));
+    return (x > 0.0f ? x : x - x) + tail; // x - x: zero, or NaN for NaN
+}
+
+// Vectors as rows of a square matrix: exchange its rows and columns.
+MK_INLINE void transpose(Floats *rows) {
+    for (int stage = 1; stage < LANES; stage *= 2) {
+        Floats mixed[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            Floats a = rows[i], b = rows[i + LANES / 2];
+#if MK_LANES == 16
+            mixed[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            mixed[2 * i + 1] =
+                __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif MK_LANES == 8
+            mixed[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+            mixed[2 * i + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+            mixed[2 * i] = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+            mixed[2 * i + 1] = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#endif
+        }
+        for (int i = 0; i < LANES; i++) rows[i] = mixed[i];
+    }
+}
+
+MK_INLINE float largest(Floats x) {
+    float most = x[0];
+    for (int i = 1; i < LANES; i++) most = most < x[i] ? x[i] : most;
+    return most;
+}
+
+} // namespace

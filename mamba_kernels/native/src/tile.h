@@ -1,0 +1,178 @@
+// Tiles of MK_CHUNK tokens by LANES channels: out of arrays of any strides, dtype and token order,
+// into vectors that hold one token's channels, and back.
+
+#pragma once
+
+#include "api.h"
+#include "simd.h"
+
+namespace {
+
+// The tokens of one chunk in the order of the scan.
+struct Span {
+    int64_t token[MK_CHUNK];
+    int count;
+    int step;       // +1 or -1: consecutive tokens; 0: any
+    int64_t tokens; // of the whole sequence
+
+    Span(const MkScan &p, int64_t chunk) : Span(p.order, p.reverse, p.tokens, chunk) {}
+
+    Span(const int32_t *order, bool reverse, int64_t tokens, int64_t chunk) : tokens(tokens) {
+        int64_t first = chunk * MK_CHUNK;
+        count = int(tokens - first < MK_CHUNK ? tokens - first : MK_CHUNK);
+        step = order ? 0 : reverse ? -1 : 1;
+        for (int t = 0; t < count; t++) {
+            int64_t position = reverse ? tokens - 1 - (first + t) : first + t;
+            token[t] = order ? order[position] : position;
+        }
+    }
+};
+
+MK_INLINE Floats widen(Floats x) { return x; }
+MK_INLINE Floats widen(Halves x) { return __builtin_convertvector(x, Floats); }
+MK_INLINE Floats widen(Shorts x) { return (Floats)(__builtin_convertvector(x, Words) << 16); }
+
+MK_INLINE void narrow(Floats x, Floats *to) { *to = x; }
+MK_INLINE void narrow(Floats x, Halves *to) { *to = __builtin_convertvector(x, Halves); }
+MK_INLINE void narrow(Floats x, Shorts *to) { // to the nearest bfloat16, ties to even
+    Words w = (Words)x;
+    Words rounded = w + 0x7fffu + ((w >> 16) & 1u);
+    Words quiet = w | 0x400000u;
+    *to = __builtin_convertvector((x == x ? rounded : quiet) >> 16, Shorts);
+}
+
+// One element is a vector of which the rest is not used: conversions exist once.
+template <class V>
+MK_INLINE float element(const char *from) {
+    V x{};
+    __builtin_memcpy(&x, from, sizeof(V) / LANES);
+    return widen(x)[0];
+}
+
+template <class V>
+MK_INLINE void set_element(char *to, float value) {
+    V x;
+    narrow(all(value), &x);
+    __builtin_memcpy(to, &x, sizeof(V) / LANES);
+}
+
+// Channels of one block within an array (b, d, l).
+struct Rows {
+    char *data;
+    int64_t channel, token; // strides in bytes
+    int64_t dtype;
+    int count;              // channels, at most LANES
+
+    Rows(const MkArray &x, int64_t b, int64_t first, int64_t count)
+        : Rows(x, b * x.stride[0], x.stride[1], x.stride[2], first, count) {}
+
+    Rows(const MkArray &x, int64_t offset, int64_t channel, int64_t token, int64_t first, int64_t count)
+        : dtype(x.dtype), count(int(count < LANES ? count : LANES)) {
+        int64_t size = x.dtype == MK_FLOAT32 ? 4 : 2;
+        this->channel = channel * size;
+        this->token = token * size;
+        data = (char *)x.data + (offset + first * channel) * size;
+    }
+};
+
+template <class V>
+void load_tile_of(const Rows &rows, const Span &span, Floats *tile) {
+    constexpr int64_t size = sizeof(V) / LANES;
+    const int64_t ahead = span.step * MK_CHUNK; // the next chunk is fetched while this one is computed
+    if (rows.count == LANES && rows.channel == size) {
+        for (int t = 0; t < span.count; t++) {
+            const char *row = rows.data + span.token[t] * rows.token;
+            __builtin_prefetch(row + ahead * rows.token, 0, 2);
+            tile[t] = widen(load<V>(row));
+        }
+        return;
+    }
+    if (rows.count == LANES && rows.token == size && span.step && span.tokens >= MK_CHUNK) {
+        // Whole rows are read; at the end of the sequence they begin at earlier tokens, which are skipped.
+        int64_t lowest = span.step > 0 ? span.token[0] : span.token[span.count - 1];
+        int64_t first = lowest + MK_CHUNK <= span.tokens ? lowest : span.tokens - MK_CHUNK;
+        const char *begin = rows.data + first * size;
+        const char *next = begin + (ahead + (span.step > 0 ? MK_CHUNK - 1 : 0)) * size;
+        Floats block[MK_CHUNK];
+        for (int part = 0; part < MK_CHUNK; part += LANES) {
+            for (int i = 0; i < LANES; i++) {
+                if (part == 0) __builtin_prefetch(next + i * rows.channel, 0, 2);
+                block[part + i] = widen(load<V>(begin + i * rows.channel + part * size));
+            }
+            transpose(block + part);
+        }
+        const Floats *from = block + (lowest - first);
+        for (int t = 0; t < span.count; t++) tile[span.step > 0 ? t : span.count - 1 - t] = from[t];
+        return;
+    }
+    for (int t = 0; t < span.count; t++) {
+        const char *from = rows.data + span.token[t] * rows.token;
+        Floats x{};
+        for (int i = 0; i < rows.count; i++) x[i] = element<V>(from + i * rows.channel);
+        tile[t] = x;
+    }
+}
+
+template <class V>
+void store_tile_of(const Rows &rows, const Span &span, const Floats *tile) {
+    constexpr int64_t size = sizeof(V) / LANES;
+    if (rows.count == LANES && rows.channel == size) {
+        for (int t = 0; t < span.count; t++) {
+            V x;
+            narrow(tile[t], &x);
+            store(rows.data + span.token[t] * rows.token, x);
+        }
+        return;
+    }
+    if (rows.count == LANES && rows.token == size && span.step && span.count == MK_CHUNK) {
+        int64_t first = span.step > 0 ? span.token[0] : span.token[MK_CHUNK - 1];
+        for (int part = 0; part < MK_CHUNK; part += LANES) {
+            Floats square[LANES];
+            for (int i = 0; i < LANES; i++) {
+                square[i] = tile[span.step > 0 ? part + i : MK_CHUNK - 1 - part - i];
+            }
+            transpose(square);
+            for (int i = 0; i < LANES; i++) {
+                V x;
+                narrow(square[i], &x);
+                store(rows.data + i * rows.channel + (first + part) * size, x);
+            }
+        }
+        return;
+    }
+    for (int t = 0; t < span.count; t++) {
+        char *to = rows.data + span.token[t] * rows.token;
+        for (int i = 0; i < rows.count; i++) set_element<V>(to + i * rows.channel, tile[t][i]);
+    }
+}
+
+void load_tile(const Rows &rows, const Span &span, Floats *tile) {
+    switch (rows.dtype) {
+    case MK_BFLOAT16: return load_tile_of<Shorts>(rows, span, tile);
+    case MK_FLOAT16: return load_tile_of<Halves>(rows, span, tile);
+    default: return load_tile_of<Floats>(rows, span, tile);
+    }
+}
+
+void store_tile(const Rows &rows, const Span &span, const Floats *tile) {
+    switch (rows.dtype) {
+    case MK_BFLOAT16: return store_tile_of<Shorts>(rows, span, tile);
+    case MK_FLOAT16: return store_tile_of<Halves>(rows, span, tile);
+    default: return store_tile_of<Floats>(rows, span, tile);
+    }
+}
+
+// LANES consecutive floats of which `count` exist.
+MK_INLINE Floats load_some(const float *from, int count) {
+    if (count == LANES) return load<Floats>(from);
+    Floats x{};
+    for (int i = 0; i < count; i++) x[i] = from[i];
+    return x;
+}
+
+MK_INLINE void store_some(float *to, Floats x, int count) {
+    if (count == LANES) return store(to, x);
+    for (int i = 0; i < count; i++) to[i] = x[i];
+}
+
+} // namespace

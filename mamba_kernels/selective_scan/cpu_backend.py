@@ -1,0 +1,308 @@
+"""Selective scan by the compiled library, for CPUs: forward and backward as torch operators.
+
+The operators are opaque to torch.compile and torch.export, which see shapes only. The backward
+pass recomputes states from those kept at the start of each chunk. Work is cut into tasks by shape
+alone, so that results do not depend on the number of threads.
+
+Shapes: b batch, d channels, l tokens, n states per channel, g groups of channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mamba_kernels.dispatch import refuse_create_graph
+from mamba_kernels.native.library import BLOCK, CHUNK, DTYPES, Call, Scan, as_float32
+
+SLABS = {
+    "forward": (64, 16),
+    "backward": (64, 32),
+}  # channels of a task: usual, where tasks are few
+FEW_TASKS = 16
+
+
+def refuses(*operands: Any) -> str | None:
+    """The first operand of a dtype that the library does not have, or None."""
+    for x in operands:
+        if isinstance(x, Tensor) and x.dtype not in DTYPES:
+            return f"an operand of dtype {x.dtype}"
+    return None
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    *,
+    order: Tensor | None = None,
+    plus: Tensor | None = None,
+    wide: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """See `reference.selective_scan`. Gradients can be taken once, not of gradients.
+
+    Args:
+        order: The token at each position of the scan, (l,) int32, a permutation.
+        plus: Added to the outputs, (b, d, l).
+        wide: Whether outputs are float32 whatever the dtype of `u`.
+    """
+    operands = (u, delta, A, B, C, D, z, delta_bias, initial_state, plus)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    y, last, _ = torch.ops.mambamed.scan_forward(
+        u, delta, A, B, C, D, z, delta_bias, initial_state, plus, order,
+        delta_softplus, reverse, wide, keep,
+    )  # fmt: skip
+    return y, last
+
+
+def selective_scan_multi(
+    directions: Sequence[Any], z: Tensor | None, delta_softplus: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """See `multi.one_by_one`. Directions read in their orders and add to one sum."""
+    y, states = None, []
+    for x in directions:
+        y, state = selective_scan(
+            x.u, x.delta, x.A, x.B, x.C, x.D, z, x.delta_bias, x.initial_state,
+            delta_softplus, x.reverse, order=x.order, plus=y, wide=True,
+        )  # fmt: skip
+        states.append(state)
+    assert y is not None
+    return y, states
+
+
+OPERANDS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? delta_bias, Tensor? initial_state, Tensor? plus, Tensor? order"
+)
+torch.library.define(
+    "mambamed::scan_forward",
+    f"({OPERANDS}, bool softplus, bool reverse, bool wide, bool keep) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "mambamed::scan_backward",
+    f"(Tensor grad_y, Tensor grad_last, Tensor checkpoints, {OPERANDS}, bool softplus, "
+    f"bool reverse) -> ({', '.join(['Tensor'] * 9)})",
+)
+
+
+def _new_outputs(u: Tensor, A: Tensor, B: Tensor, wide: bool, keep: bool) -> tuple[Tensor, ...]:
+    """Memory for the outputs, the last state and the states at chunk starts."""
+    (batch, channels, tokens), states, groups = u.shape, A.shape[1], B.shape[1]
+    wide = wide or u.dtype == torch.float16
+    chunks = (tokens + CHUNK - 1) // CHUNK
+    per_group = (channels // groups + BLOCK - 1) // BLOCK * BLOCK
+    kept = batch * groups * chunks * states * per_group if keep else 0
+    return (
+        torch.empty_like(u, dtype=torch.float32 if wide else u.dtype),
+        u.new_empty(batch, channels, states, dtype=torch.float32),
+        u.new_empty(kept, dtype=torch.float32),
+    )
+
+
+@torch.library.impl("mambamed::scan_forward", "cpu")
+def _forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    plus: Tensor | None,
+    order: Tensor | None,
+    softplus: bool,
+    reverse: bool,
+    wide: bool,
+    keep: bool,
+) -> tuple[Tensor, ...]:
+    outputs = y, last, checkpoints = _new_outputs(u, A, B, wide, keep)
+    operands = (u, delta, A, B, C, D, z, delta_bias, initial_state, plus, order)
+    call = _ScanCall("forward", operands, softplus, reverse)
+    call.point(last=last, checkpoints=checkpoints if keep else None)
+    call.view(y=y)
+    call.run(call.function, call.work)
+    return outputs
+
+
+def _forward_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, *rest: Any) -> Any:
+    return _new_outputs(u, A, B, wide=rest[-2], keep=rest[-1])
+
+
+torch.library.register_fake("mambamed::scan_forward", _forward_shapes)
+
+
+def _new_gradients(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, z: Tensor | None
+) -> dict[str, Tensor]:
+    """Memory for those gradients that the library writes once and for all."""
+    return {
+        "grad_u": torch.empty_like(u),
+        "grad_delta": torch.empty_like(delta),
+        "grad_z": u.new_empty(0) if z is None else torch.empty_like(z),
+        "grad_initial": u.new_empty(u.shape[0], u.shape[1], A.shape[1], dtype=torch.float32),
+    }
+
+
+@torch.library.impl("mambamed::scan_backward", "cpu")
+def _backward(
+    grad_y: Tensor,
+    grad_last: Tensor,
+    checkpoints: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    plus: Tensor | None,
+    order: Tensor | None,
+    softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor, ...]:
+    operands = (u, delta, A, B, C, D, z, delta_bias, initial_state, None, order)
+    call = _ScanCall("backward", operands, softplus, reverse)
+    grads = _new_gradients(u, delta, A, B, z)
+    (batch, channels, tokens), states, groups = u.shape, A.shape[1], B.shape[1]
+    slabs = -(-channels // groups // call.slab)
+    grad_B, grad_C = (
+        u.new_empty(slabs, batch, groups, tokens, states, dtype=torch.float32) for _ in "BC"
+    )
+    grad_A = torch.empty_like(grads["grad_initial"])
+    grad_D, grad_bias = grad_A.new_empty(2, batch, channels)
+    grad_last = grad_last.float().contiguous()
+    call.point(
+        grad_last=grad_last, checkpoints=checkpoints, grad_B=grad_B, grad_C=grad_C,
+        grad_A=grad_A, grad_D=grad_D, grad_bias=grad_bias, grad_initial=grads["grad_initial"],
+    )  # fmt: skip
+    call.view(grad_y=grad_y, grad_u=grads["grad_u"], grad_delta=grads["grad_delta"])
+    if z is not None:
+        call.view(grad_z=grads["grad_z"])
+    call.run(call.function, call.work)
+    return (
+        grads["grad_u"],
+        grads["grad_delta"],
+        grad_A.sum(0).to(A.dtype),
+        _over_slabs(grad_B, B),
+        _over_slabs(grad_C, C),
+        grad_D.sum(0),
+        grads["grad_z"],
+        grad_bias.sum(0),
+        grads["grad_initial"],
+    )
+
+
+def _over_slabs(partial: Tensor, like: Tensor) -> Tensor:
+    """(slabs, b, g, l, n) -> (b, g, n, l)."""
+    whole = partial[0] if len(partial) == 1 else partial.sum(0)
+    return whole.to(like.dtype).transpose(-1, -2)
+
+
+def _backward_shapes(
+    grad_y: Tensor,
+    grad_last: Tensor,
+    checkpoints: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    *rest: Any,
+) -> Any:
+    grads = _new_gradients(u, delta, A, B, z)
+    (batch, groups, states, tokens), channels = B.shape, u.shape[1]
+    weights = (batch, groups, tokens, states)
+    return (
+        grads["grad_u"],
+        grads["grad_delta"],
+        A.new_empty(A.shape),
+        B.new_empty(weights).transpose(-1, -2),
+        C.new_empty(weights).transpose(-1, -2),
+        u.new_empty(channels, dtype=torch.float32),
+        grads["grad_z"],
+        u.new_empty(channels, dtype=torch.float32),
+        grads["grad_initial"],
+    )
+
+
+torch.library.register_fake("mambamed::scan_backward", _backward_shapes)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *operands, ctx.softplus, ctx.reverse, _, ctx.keep = inputs
+    ctx.mark_non_differentiable(output[2])
+    ctx.plus = None if inputs[9] is None else inputs[9].dtype
+    operands[9] = None  # its gradient is that of y
+    ctx.save_for_backward(*operands, output[2])
+
+
+def _gradients(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Any, ...]:
+    refuse_create_graph()
+    *operands, checkpoints = ctx.saved_tensors
+    D, delta_bias, initial_state = operands[5], operands[7], operands[8]
+    grads = torch.ops.mambamed.scan_backward(
+        grad_y, grad_last, checkpoints, *operands, ctx.softplus, ctx.reverse
+    )
+    return (
+        *grads[:5],
+        None if D is None else grads[5].to(D.dtype),
+        None if operands[6] is None else grads[6],
+        None if delta_bias is None else grads[7].to(delta_bias.dtype),
+        None if initial_state is None else grads[8],
+        None if ctx.plus is None else grad_y.to(ctx.plus),
+        *[None] * 5,
+    )
+
+
+torch.library.register_autograd("mambamed::scan_forward", _gradients, setup_context=_save)
+
+
+class _ScanCall(Call):
+    """One pass over a scan, with its inputs set.
+
+    Args:
+        direction: "forward" or "backward".
+        operands: u, delta, A, B, C, D, z, delta_bias, initial_state, plus and order.
+        softplus: Whether dt is softplus(delta + delta_bias) or that sum itself.
+        reverse: Scan from the last position to the first.
+    """
+
+    def __init__(
+        self,
+        direction: str,
+        operands: tuple[Tensor | None, ...],
+        softplus: bool,
+        reverse: bool,
+    ) -> None:
+        u, delta, A, B, C, D, z, delta_bias, initial_state, plus, order = operands
+        assert u is not None
+        assert A is not None
+        assert B is not None
+        (batch, channels, tokens), states, groups = u.shape, A.shape[1], B.shape[1]
+        usual, small = SLABS[direction]
+        few = batch * groups * -(-channels // groups // usual) < FEW_TASKS
+        self.slab = small if few else usual
+        self.function = f"mk_scan_{direction}"
+        self.work = u.numel() * states
+        numbers = (batch, channels, tokens, states, groups, self.slab, softplus, reverse)
+        super().__init__(Scan, *numbers)
+        self.point(order=order, A=as_float32(A), D=as_float32(D), bias=as_float32(delta_bias))
+        self.point(initial=as_float32(initial_state))
+        self.view(u=u, delta=delta, z=z, B=B, C=C, plus=plus)
