@@ -17,7 +17,8 @@ lint: $(READY)
 	@$(BIN)/mypy
 
 bench: $(READY)
-	@for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@for bench in tests/benchmarks/bench_*.py; do OMP_WAIT_POLICY=PASSIVE $(BIN)/python $$bench || exit 1; done
 
 # Compile mamba_kernels/native/src again, in place.
 native: $(READY)

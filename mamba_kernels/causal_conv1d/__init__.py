@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mamba_kernels.causal_conv1d import reference, torch_backend
+from mamba_kernels.causal_conv1d import cpu_backend, reference, torch_backend
 from mamba_kernels.checks import check_operands, check_rank
-from mamba_kernels.dispatch import Backend, choose, without_autocast
+from mamba_kernels.dispatch import FORCED, Backend, choose, without_autocast
+from mamba_kernels.native.library import missing, takes
 
 __all__ = ["BACKENDS", "causal_conv1d", "causal_conv1d_update"]
 
@@ -35,6 +36,7 @@ class Convolution(Protocol):
 
 
 BACKENDS: dict[str, Backend[Convolution]] = {  # best first
+    "cpu": Backend(cpu_backend.causal_conv1d, missing, frozenset({"cpu"}), cpu_backend.refuses),
     "torch": Backend(torch_backend.causal_conv1d),
     "reference": Backend(reference.causal_conv1d),
 }
@@ -108,9 +110,10 @@ def causal_conv1d(
     check_rank("x", x, "b, d, l")
     b, d, _ = x.shape
     _check(x, weight, bias, "initial_state", initial_state, (b, d), activation)
-    run = choose(BACKENDS, backend, x.device)
+    arguments = (x, weight, bias, initial_state, activation == "silu", reverse)
+    run = choose(BACKENDS, backend, x.device, *arguments)
     with without_autocast(x.device):
-        y, state = run(x, weight, bias, initial_state, activation == "silu", reverse)
+        y, state = run(*arguments)
     return (y, state) if return_last_state else y
 
 
@@ -145,6 +148,13 @@ def causal_conv1d_update(
     check_rank("x", x, "b, d")
     b, d = x.shape
     _check(x, weight, bias, "state", state, (b, d), activation)
+    operands = (x, state, weight, bias)
+    if (
+        FORCED.name in (None, "cpu")
+        and takes(*operands)
+        and weight.shape[1] <= cpu_backend.MOST_TAPS
+    ):
+        return cpu_backend.causal_conv1d_update(*operands, activation == "silu")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     window = torch.cat([state.to(dtype), x.to(dtype).unsqueeze(-1)], dim=-1)
     state.copy_(window[..., 1:])

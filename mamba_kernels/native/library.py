@@ -53,7 +53,13 @@ Conv = Layout(
     "a:grad_y,grad_last,grad_x,grad_initial,grad_weight,grad_bias"
 )
 LAYOUTS = {"mk_scan_size": Scan, "mk_conv_size": Conv}
-FUNCTIONS = ("mk_scan_forward", "mk_scan_backward", "mk_conv_forward", "mk_conv_backward")
+FUNCTIONS = (
+    "mk_scan_forward",
+    "mk_scan_backward",
+    "mk_scan_step",
+    "mk_conv_forward",
+    "mk_conv_backward",
+)
 
 
 def load(path: Path) -> ctypes.CDLL | str:
@@ -83,6 +89,13 @@ LIBRARY = load(Path(__file__).parent / NAMES.get(sys.platform, "libmambamed_kern
 def missing() -> str | None:
     """Why there is no library here, or None if there is one."""
     return LIBRARY if isinstance(LIBRARY, str) else None
+
+
+def takes(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether there is a library, and these operands of one device are what it computes with."""
+    if isinstance(LIBRARY, str) or not x.is_cpu or x.dtype not in DTYPES:
+        return False
+    return all(other is None or other.dtype in DTYPES for other in others)
 
 
 def instruction_sets() -> dict[str, int]:
@@ -135,9 +148,13 @@ class Call:
         """Set arguments that are arrays of any dtype and strides, of no more than four axes."""
         for name, x in strided.items():
             if x is not None:
-                self.kept.append(x)
-                at, stride = self.layout.at[name], x.stride()
-                self.words[at : at + 2 + len(stride)] = (x.data_ptr(), DTYPES[x.dtype], *stride)
+                self.place(name, x, x.stride())
+
+    def place(self, name: str, x: Tensor, stride: tuple[int, ...]) -> None:
+        """Set an argument that is an array of any dtype, with strides other than its own."""
+        self.kept.append(x)
+        at = self.layout.at[name]
+        self.words[at : at + 2 + len(stride)] = (x.data_ptr(), DTYPES[x.dtype], *stride)
 
     def run(self, function: str, work: int) -> None:
         """Compute.
@@ -162,4 +179,6 @@ class Call:
 
 def as_float32(x: Tensor | None) -> Tensor | None:
     """As float32 without gaps."""
-    return None if x is None else x.to(torch.float32).contiguous()
+    if x is None or (x.dtype == torch.float32 and x.is_contiguous()):
+        return x
+    return x.to(torch.float32).contiguous()

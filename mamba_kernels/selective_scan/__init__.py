@@ -14,7 +14,13 @@ from torch import Tensor
 from mamba_kernels.checks import check_scan
 from mamba_kernels.dispatch import Backend, choose, without_autocast
 from mamba_kernels.native.library import missing
-from mamba_kernels.selective_scan import cpu_backend, reference, torch_backend
+from mamba_kernels.selective_scan import (
+    cpu_backend,
+    cuda_backend,
+    reference,
+    torch_backend,
+    triton_backend,
+)
 from mamba_kernels.selective_scan.multi import selective_scan_multi
 from mamba_kernels.selective_scan.update import selective_state_update
 
@@ -41,6 +47,18 @@ class Scan(Protocol):
 
 
 BACKENDS: dict[str, Backend[Scan]] = {  # best first
+    "cuda": Backend(
+        cuda_backend.selective_scan,
+        cuda_backend.missing,
+        frozenset({"cuda"}),
+        cuda_backend.refuses,
+    ),
+    "triton": Backend(
+        triton_backend.selective_scan,
+        triton_backend.missing,
+        frozenset({"cuda", "xpu"}),
+        triton_backend.refuses,
+    ),
     "cpu": Backend(cpu_backend.selective_scan, missing, frozenset({"cpu"}), cpu_backend.refuses),
     "torch": Backend(torch_backend.selective_scan),
     "reference": Backend(reference.selective_scan),

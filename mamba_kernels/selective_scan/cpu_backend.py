@@ -18,17 +18,14 @@ from torch import Tensor
 from mamba_kernels.dispatch import refuse_create_graph
 from mamba_kernels.native.library import BLOCK, CHUNK, DTYPES, Call, Scan, as_float32
 
-SLABS = {
-    "forward": (64, 16),
-    "backward": (64, 32),
-}  # channels of a task: usual, where tasks are few
-FEW_TASKS = 16
+SLABS = {"forward": (64, 32, 16), "backward": (128, 64)}  # channels of a task, best first
+ENOUGH_TASKS = 8  # or the next smaller slab is taken
 
 
 def refuses(*operands: Any) -> str | None:
     """The first operand of a dtype that the library does not have, or None."""
     for x in operands:
-        if isinstance(x, Tensor) and x.dtype not in DTYPES:
+        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype not in DTYPES:
             return f"an operand of dtype {x.dtype}"
     return None
 
@@ -248,15 +245,22 @@ torch.library.register_fake("mambamed::scan_backward", _backward_shapes)
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *operands, ctx.softplus, ctx.reverse, _, ctx.keep = inputs
     ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)  # zeros of the size of the states that are kept
     ctx.plus = None if inputs[9] is None else inputs[9].dtype
     operands[9] = None  # its gradient is that of y
     ctx.save_for_backward(*operands, output[2])
 
 
-def _gradients(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _gradients(
+    ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: None
+) -> tuple[Any, ...]:
     refuse_create_graph()
     *operands, checkpoints = ctx.saved_tensors
-    D, delta_bias, initial_state = operands[5], operands[7], operands[8]
+    u, A, D, delta_bias, initial_state = (operands[i] for i in (0, 2, 5, 7, 8))
+    if grad_y is None:
+        grad_y = u.new_zeros(1, dtype=torch.float32).expand(u.shape)
+    if grad_last is None:
+        grad_last = u.new_zeros(*u.shape[:2], A.shape[1], dtype=torch.float32)
     grads = torch.ops.mambamed.scan_backward(
         grad_y, grad_last, checkpoints, *operands, ctx.softplus, ctx.reverse
     )
@@ -296,9 +300,14 @@ class _ScanCall(Call):
         assert A is not None
         assert B is not None
         (batch, channels, tokens), states, groups = u.shape, A.shape[1], B.shape[1]
-        usual, small = SLABS[direction]
-        few = batch * groups * -(-channels // groups // usual) < FEW_TASKS
-        self.slab = small if few else usual
+        self.slab = next(
+            (
+                slab
+                for slab in SLABS[direction]
+                if batch * groups * -(-channels // groups // slab) >= ENOUGH_TASKS
+            ),
+            SLABS[direction][-1],
+        )
         self.function = f"mk_scan_{direction}"
         self.work = u.numel() * states
         numbers = (batch, channels, tokens, states, groups, self.slab, softplus, reverse)

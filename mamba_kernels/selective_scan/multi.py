@@ -20,7 +20,12 @@ from torch import Tensor
 from mamba_kernels.checks import check_scan
 from mamba_kernels.dispatch import Backend, choose, without_autocast
 from mamba_kernels.native.library import missing
-from mamba_kernels.selective_scan import cpu_backend, reference, torch_backend
+from mamba_kernels.selective_scan import (
+    cpu_backend,
+    reference,
+    torch_backend,
+    triton_backend,
+)
 
 Order = Literal["forward", "reverse"] | Tensor
 
@@ -89,13 +94,27 @@ def one_by_one(
     return total, states
 
 
-def _refused_by_cpu(directions: list[Direction], *rest: Any) -> str | None:
-    refusals = (cpu_backend.refuses(*x[:8], *rest) for x in directions)
+def _refused(
+    refuses: Callable[..., str | None], directions: list[Direction], *rest: Any
+) -> str | None:
+    """What a backend of single scans refuses of several directions, or None."""
+    refusals = (refuses(*x, *rest) for x in directions)
     return next((refusal for refusal in refusals if refusal is not None), None)
 
 
 BACKENDS: dict[str, Backend[MultiScan]] = {  # best first
-    "cpu": Backend(cpu_backend.selective_scan_multi, missing, frozenset({"cpu"}), _refused_by_cpu),
+    "triton": Backend(
+        triton_backend.selective_scan_multi,
+        triton_backend.missing,
+        frozenset({"cuda", "xpu"}),
+        partial(_refused, triton_backend.refuses),
+    ),
+    "cpu": Backend(
+        cpu_backend.selective_scan_multi,
+        missing,
+        frozenset({"cpu"}),
+        partial(_refused, cpu_backend.refuses),
+    ),
     "torch": Backend(partial(one_by_one, torch_backend.selective_scan)),
     "reference": Backend(partial(one_by_one, reference.selective_scan)),
 }

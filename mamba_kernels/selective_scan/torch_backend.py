@@ -105,9 +105,6 @@ def _spans(length: int, size: int, backwards: bool) -> Iterator[slice]:
         yield slice(start, min(start + size, length))
 
 
-# torch.compile would unroll the loop over tokens; this breaks its graph instead. The public
-# torch.compiler.disable does the same, but imports the compiler (seconds) where it decorates.
-@_disable_dynamo
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -122,11 +119,20 @@ def selective_scan(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.selective_scan`. Gradients can be taken once, not of gradients."""
-    operands = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands):
+    scan = _untraced_scan if torch.compiler.is_compiling() else _scan
+    return scan(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse)
+
+
+def _scan(*args: Any) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in args[:9]):
         apply: Callable[..., tuple[Tensor, Tensor]] = _SelectiveScan.apply
-        return apply(*operands, delta_softplus, reverse)
-    return _forward(Problem(*operands, delta_softplus, reverse), None)
+        return apply(*args)
+    return _forward(Problem(*args), None)
+
+
+# torch.compile would unroll the loop over tokens; this breaks its graph instead. It imports the
+# compiler (seconds) at the first call, the public torch.compiler.disable already here.
+_untraced_scan = _disable_dynamo(_scan)
 
 
 class _SelectiveScan(torch.autograd.Function):

@@ -7,6 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mamba_kernels.checks import check_operands, check_rank, check_state
+from mamba_kernels.dispatch import FORCED
+from mamba_kernels.native.library import takes
+from mamba_kernels.selective_scan import cpu_update
 
 
 @torch.no_grad()
@@ -75,6 +78,10 @@ def selective_state_update(
             f"B has shape {tuple(B.shape)}; expected a number of groups that divides "
             f"the {d} channels of u: choose another number of groups"
         )
+
+    operands = (state, u, delta, A, B, C, D, z, delta_bias)
+    if FORCED.name in (None, "cpu") and takes(*operands):
+        return cpu_update.selective_state_update(*operands, delta_softplus)
 
     dtype = state.dtype
     groups = weights[1] if grouped else 1

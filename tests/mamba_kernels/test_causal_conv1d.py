@@ -1,11 +1,19 @@
+import itertools
+
 import pytest
 import torch
+from torch.library import opcheck
 from torch.nn import functional as F
 
 from mamba_kernels import causal_conv1d, causal_conv1d_update
-from mamba_kernels.causal_conv1d import BACKENDS
+from mamba_kernels.causal_conv1d import BACKENDS, cpu_backend, reference
+from mamba_kernels.dispatch import usable_names
+from mamba_kernels.native import library
 
-FAST = sorted(set(BACKENDS) - {"reference"})
+HERE = sorted(usable_names(BACKENDS))
+FAST = [name for name in HERE if name != "reference"]
+IN_DOUBLE = [name for name in HERE if name != "cpu"]
+compiled_library = pytest.mark.skipif(library.missing() is not None, reason="no compiled library")
 
 
 def inputs(b=2, d=5, l=20, k=4, dtype=torch.float32):
@@ -34,7 +42,7 @@ def test_matches_the_definition(backend, l, k, activation, reverse):
     torch.testing.assert_close(outputs_and_grads(x, backend=backend, **options), want)
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_is_the_convolution_of_torch(backend):
     x, weight, bias, _ = inputs().values()
     want = F.silu(F.conv1d(F.pad(x, (3, 0)), weight[:, None], bias, groups=5))
@@ -45,7 +53,7 @@ def test_is_the_convolution_of_torch(backend):
     torch.testing.assert_close(bare, F.conv1d(F.pad(x, (3, 0)), weight[:, None], groups=5))
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_reverse_is_flip_convolve_flip(backend):
     x = inputs()
     options = {"activation": "silu", "return_last_state": True, "backend": backend}
@@ -56,7 +64,7 @@ def test_reverse_is_flip_convolve_flip(backend):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cut", [1, 2, 10])
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_a_carried_state_joins_two_parts(backend, cut, reverse):
     x = inputs()
     options = {"reverse": reverse, "return_last_state": True, "backend": backend}
@@ -82,7 +90,7 @@ def test_token_by_token_equals_the_convolution(activation, k):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_half_precision_is_only_storage(backend, dtype):
     x = inputs(dtype=dtype)
     y, state = causal_conv1d(**x, return_last_state=True, backend=backend)
@@ -92,7 +100,7 @@ def test_half_precision_is_only_storage(backend, dtype):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", IN_DOUBLE)
 def test_gradients_are_those_of_finite_differences(backend, reverse):
     x = inputs(b=1, d=2, l=5, dtype=torch.float64)
 
@@ -153,3 +161,161 @@ def test_gradients_of_gradients_are_refused():
     y = causal_conv1d(x, torch.randn(2, 3), backend="torch")
     with pytest.raises(RuntimeError, match="no gradients of gradients"):
         torch.autograd.grad(y.square().sum(), x, create_graph=True)
+
+
+@pytest.fixture(params=list(library.instruction_sets()))
+def instruction_set(request):
+    with library.use_instruction_set(request.param):
+        yield request.param
+
+
+LAYOUTS = {
+    "channels first": lambda x: x.contiguous(),
+    "channels last": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "gapped": lambda x: torch.stack([x, x.neg()], dim=-1)[..., 0],
+}
+
+
+def in_order(x, weight, bias, initial_state, silu, reverse, order):
+    """The definition over tokens in an order, each output where its token is."""
+    sorted_y, state = reference.causal_conv1d(
+        x[..., order], weight, bias, initial_state, silu, reverse
+    )
+    return sorted_y[..., order.argsort()], state
+
+
+def results(run, operands, *options):
+    """Outputs, last state and gradients, each weighing its elements differently."""
+    leaves = [None if x is None else x.detach().requires_grad_() for x in operands]
+    y, state = run(*leaves, *options)
+    sum(
+        (v.double() * torch.arange(v.numel()).view_as(v).sin()).sum() for v in (y, state)
+    ).backward()
+    return [y.detach(), state.detach(), *(x.grad for x in leaves if x is not None)]
+
+
+def compiled(*arguments):
+    *arguments, order = arguments
+    return cpu_backend.causal_conv1d(*arguments, order=None if order is None else order.int())
+
+
+@compiled_library
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_every_instruction_set_matches_the_definition(instruction_set, k, layout):
+    for l, d in itertools.product([1, 2, 3, 15, 16, 17, 33], [1, 5, 16, 70]):
+        x = list(inputs(d=d, l=l, k=k).values())
+        orders = torch.arange(l), torch.randperm(l, generator=torch.Generator().manual_seed(l))
+        for operands, order, options in (
+            (x, orders[0], (True, False)),
+            ([*x[:3], None], orders[0], (True, True)),
+            (x, orders[1], (True, True)),
+            ([*x[:2], None, None], orders[1], (False, False)),
+        ):
+            want = results(in_order, operands, *options, order)
+            moved = [LAYOUTS[layout](operands[0]), *operands[1:]]
+            unsorted = None if order is orders[0] else order
+            got = results(compiled, moved, *options, unsorted)
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-5)
+
+
+@compiled_library
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_half_precision_is_rounded_once(instruction_set, layout, dtype):
+    halves = list(inputs(d=35, l=37, dtype=dtype).values())
+    moved = [LAYOUTS[layout](halves[0]), *halves[1:]]
+    got = results(compiled, moved, True, False, None)
+    want = results(compiled, [x.float() for x in halves], True, False, None)
+    for rounded, exact in zip(got[:2], want[:2], strict=True):
+        assert torch.equal(rounded, exact.to(dtype))
+    torch.testing.assert_close(got, [x.to(dtype) for x in want], rtol=2e-2, atol=2e-2)
+
+
+@compiled_library
+def test_expanded_inputs_and_outputs_laid_out_like_them(instruction_set):
+    x, weight, bias, state = inputs(b=2, d=20, l=33).values()
+    expanded = x[:, :1].expand(2, 20, 33)
+    got = results(compiled, [expanded, weight, bias, state], True, False, None)
+    want = results(compiled, [expanded.contiguous(), weight, bias, state], True, False, None)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    last = LAYOUTS["channels last"](x)
+    y, _ = compiled(last, weight, bias, state, True, False, None)
+    assert y.stride() == last.stride()
+
+
+@compiled_library
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("frame", [1, 2, 7, 16, 50])
+def test_frame_by_frame_gives_the_same_bits(instruction_set, frame, reverse):
+    x, weight, bias, state = inputs(b=1, d=20, l=110).values()
+    want, last = compiled(x, weight, bias, state, True, reverse, None)
+    frames = x.split(frame, dim=-1)
+    outputs = []
+    for part in reversed(frames) if reverse else frames:
+        y, state = compiled(part, weight, bias, state, True, reverse, None)
+        outputs.append(y)
+    assert torch.equal(torch.cat(outputs[::-1] if reverse else outputs, -1), want)
+    assert torch.equal(state, last)
+
+
+@compiled_library
+def test_one_thread_and_many_give_the_same_bits():
+    x = list(inputs(b=2, d=200, l=2000).values())
+    before, every = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            every.append(results(compiled, x, True, False, None))
+    finally:
+        torch.set_num_threads(before)
+    for other in every[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(every[0], other, strict=True))
+
+
+@compiled_library
+def test_nan_stays_where_it_is(instruction_set):
+    for name in ("x", "weight", "bias", "initial_state"):
+        x = inputs(b=1, d=20, l=40)
+        x[name].view(-1)[7] = torch.nan
+        got, _ = compiled(*x.values(), True, False, None)
+        want, _ = reference.causal_conv1d(*x.values(), True, False)
+        assert torch.equal(got.isnan(), want.isnan())
+        assert got.isnan().any()
+
+
+@compiled_library
+@pytest.mark.parametrize("order", [None, torch.randperm(20).int()], ids=["in order", "any order"])
+def test_the_operators_are_well_registered(order):
+    x = [v.requires_grad_() for v in inputs().values()]
+    forward = torch.ops.mambamed.conv_forward.default
+    opcheck(forward, (*x, order, True, False))
+    opcheck(forward, (LAYOUTS["channels last"](x[0]), x[1], None, None, order, False, True))
+    detached = [v.detach() for v in x]
+    outputs = forward(*detached, order, True, False)
+    arguments = (*(torch.randn_like(v) for v in outputs), *detached, order, True, False)
+    opcheck(torch.ops.mambamed.conv_backward.default, arguments)
+
+
+@compiled_library
+def test_it_compiles_into_one_graph():
+    x = list(inputs().values())
+    run = torch.compile(cpu_backend.causal_conv1d, backend="aot_eager", fullgraph=True)
+    got = results(run, x, True, False)
+    want = results(cpu_backend.causal_conv1d, x, True, False)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@compiled_library
+def test_cases_beyond_the_library_are_refused():
+    assert cpu_backend.refuses(*inputs().values(), True, False) is None
+    double = inputs(dtype=torch.float64).values()
+    assert "float64" in cpu_backend.refuses(*double, True, False)
+    assert "9 taps" in cpu_backend.refuses(*inputs(k=9).values(), True, False)
+
+
+@compiled_library
+@pytest.mark.parametrize("order", [[0, 1, 1], [0, 1, 3], [-1, 0, 1]])
+def test_an_order_that_is_no_permutation_is_refused(order):
+    with pytest.raises(ValueError, match="each must occur once"):
+        compiled(*inputs(l=3).values(), True, False, torch.tensor(order))

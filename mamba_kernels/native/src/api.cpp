@@ -115,6 +115,13 @@ MK_EXPORT int64_t mk_scan_backward(const MkScan *p, int64_t isa, int64_t threads
     return mk::run(scan_tasks(*p), threads, k.backward_scratch(*p), task) ? DONE : NO_MEMORY;
 }
 
+// One token; `last` is the state before it and after.
+MK_EXPORT int64_t mk_scan_step(const MkScan *p, int64_t isa, int64_t threads) {
+    const MkKernels &k = *ISAS[isa].kernels;
+    auto task = [&](int64_t i, char *scratch) { k.step_slab(*p, i, scratch); };
+    return mk::run(scan_tasks(*p), threads, k.step_scratch(*p), task) ? DONE : NO_MEMORY;
+}
+
 MK_EXPORT int64_t mk_conv_forward(const MkConv *p, int64_t isa, int64_t threads) {
     if (p->order && !is_permutation(p->order, p->tokens)) return NO_PERMUTATION;
     const MkKernels &k = *ISAS[isa].kernels;

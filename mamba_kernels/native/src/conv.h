@@ -152,10 +152,11 @@ void convolve_back(const MkConv &p, int64_t task, char *memory) {
     int64_t last = (p.tokens - 1) / MK_CHUNK;
     for (int block = 0; block < strip.blocks; block++) {
         adjoints[block] = Adjoint<K>(p, strip, block);
-        load_tile(strip.rows(p.x, block), Span(p.order, p.reverse, p.tokens, last), tiles + block * MK_CHUNK);
+        load_tile(strip.rows(p.x, block), Span(p.order, p.reverse, p.tokens, last, true), tiles + block * MK_CHUNK);
     }
     for (int64_t chunk = last; chunk >= 0; chunk--) {
-        Span span(p.order, p.reverse, p.tokens, chunk), before(p.order, p.reverse, p.tokens, chunk ? chunk - 1 : 0);
+        Span span(p.order, p.reverse, p.tokens, chunk, true);
+        Span before(p.order, p.reverse, p.tokens, chunk > 0 ? chunk - 1 : 0, true);
         for (int block = 0; block < strip.blocks; block++) {
             Floats x[MK_CHUNK], grad[MK_CHUNK], *tile = tiles + block * MK_CHUNK;
             for (int t = 0; t < span.count; t++) x[t] = tile[t];

@@ -2,7 +2,7 @@
 
 #include "conv.h"
 #include "kernels.h"
-#include "scan.h"
+#include "step.h"
 
 #define MK_JOIN(a, b) a##b
 #define MK_TABLE(isa) MK_JOIN(mk_kernels_, isa)
@@ -21,7 +21,10 @@ void exp_of(const float *from, float *to, int64_t count) {
 } // namespace
 
 extern const MkKernels MK_TABLE(MK_ISA) = {
-    forward_scratch,     forward_slab,       backward_scratch,      backward_slab,
-    conv_forward_scratch, conv_forward_strip, conv_backward_scratch, conv_backward_strip,
+    forward_scratch, forward_slab,
+    backward_scratch, backward_slab,
+    step_scratch, step_slab,
+    conv_forward_scratch, conv_forward_strip,
+    conv_backward_scratch, conv_backward_strip,
     exp_of,
 };

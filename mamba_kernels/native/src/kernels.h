@@ -9,6 +9,8 @@ struct MkKernels {
     void (*forward_slab)(const MkScan &, int64_t task, char *scratch);
     int64_t (*backward_scratch)(const MkScan &);
     void (*backward_slab)(const MkScan &, int64_t task, char *scratch);
+    int64_t (*step_scratch)(const MkScan &);
+    void (*step_slab)(const MkScan &, int64_t task, char *scratch);
     int64_t (*conv_forward_scratch)(const MkConv &);
     void (*conv_forward_strip)(const MkConv &, int64_t task, char *scratch);
     int64_t (*conv_backward_scratch)(const MkConv &);

@@ -14,6 +14,10 @@
 
 namespace {
 
+// Processors take a load for one of a store just made if the last 12 bits of their addresses agree.
+// Arrays that are walked together begin this far apart, beside their size of whole pages.
+constexpr int64_t APART = 1024 + 64;
+
 // Memory of one thread, handed out front to back.
 struct Arena {
     char *next;
@@ -21,7 +25,7 @@ struct Arena {
     template <class T>
     T *take(int64_t count) {
         T *taken = (T *)next;
-        next += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+        next += (count * int64_t(sizeof(T)) + 63) / 64 * 64 + APART;
         return taken;
     }
 };
@@ -187,7 +191,7 @@ MK_INLINE void advance(Count<K>, const Tile &x, const Floats *rate, const float 
 
 MK_INLINE int64_t forward_scratch(const MkScan &p) {
     int64_t vectors = p.slab / LANES * p.states;
-    return 2 * vectors * int64_t(sizeof(Floats)) + 2 * MK_CHUNK * padded(p.states) * 4 + 1024;
+    return 2 * vectors * int64_t(sizeof(Floats)) + 2 * MK_CHUNK * padded(p.states) * 4 + 5 * (APART + 64);
 }
 
 void forward_slab(const MkScan &p, int64_t task, char *memory) {
@@ -236,7 +240,9 @@ void forward_slab(const MkScan &p, int64_t task, char *memory) {
 // What the backward pass keeps of one chunk of one block, K states at a time.
 template <int K>
 struct Kept {
-    Floats decay[MK_CHUNK][K], state[MK_CHUNK + 1][K];
+    Floats decay[MK_CHUNK][K];
+    char apart[APART];
+    Floats state[MK_CHUNK + 1][K];
 };
 
 // Gradients of one block with respect to what its states were driven by, and y without gate.
@@ -267,7 +273,11 @@ MK_INLINE void retreat(Count<K>, const Tile &x, const Floats *rate, const float 
         }
         back.y[t] = sum;
     }
-    for (int n = 0; n < K; n++) h[n] = adjoint[n];
+    Floats rates[K];
+    for (int n = 0; n < K; n++) {
+        h[n] = adjoint[n];
+        rates[n] = grad_rate[n];
+    }
     for (int t = count - 1; t >= 0; t--) {
         Floats dt = x.dt[t], drive = x.drive[t], grad = back.grad[t];
         Floats grad_drive = back.drive[t], grad_exponent = back.exponent[t];
@@ -281,12 +291,15 @@ MK_INLINE void retreat(Count<K>, const Tile &x, const Floats *rate, const float 
             h[n] = g * kept.decay[t][n];
             Floats through_decay = h[n] * kept.state[t][n];
             grad_exponent = through_decay * rate[n] + grad_exponent;
-            grad_rate[n] = through_decay * dt + grad_rate[n];
+            rates[n] = through_decay * dt + rates[n];
         }
         back.drive[t] = grad_drive;
         back.exponent[t] = grad_exponent;
     }
-    for (int n = 0; n < K; n++) adjoint[n] = h[n];
+    for (int n = 0; n < K; n++) {
+        adjoint[n] = h[n];
+        grad_rate[n] = rates[n];
+    }
 }
 
 // Sums over lanes of the vectors (t, padded n), to an array (l, n) of this slab.
@@ -295,11 +308,7 @@ MK_INLINE void sum_lanes(const Floats *from, const Slab &slab, const Span &span,
     for (int t = 0; t < span.count; t++) {
         float *row = to + span.token[t] * slab.states;
         for (int n = 0; n < slab.states; n += LANES) {
-            Floats square[LANES], sum{};
-            for (int i = 0; i < LANES; i++) square[i] = from[t * stride + n + i];
-            transpose(square);
-            for (int i = 0; i < LANES; i++) sum += square[i];
-            store_some(row + n, sum, slab.states - n < LANES ? slab.states - n : LANES);
+            store_some(row + n, sums_of(from + t * stride + n), slab.states - n < LANES ? slab.states - n : LANES);
         }
     }
 }
@@ -307,7 +316,7 @@ MK_INLINE void sum_lanes(const Floats *from, const Slab &slab, const Span &span,
 MK_INLINE int64_t backward_scratch(const MkScan &p) {
     int64_t blocks = p.slab / LANES, stride = padded(p.states);
     return (3 * blocks * p.states + 2 * blocks + 2 * MK_CHUNK * stride) * int64_t(sizeof(Floats)) +
-           int64_t(sizeof(Kept<BACKWARD_STATES>)) + 2 * MK_CHUNK * stride * 4 + 2048;
+           int64_t(sizeof(Kept<BACKWARD_STATES>)) + 2 * MK_CHUNK * stride * 4 + 11 * (APART + 64);
 }
 
 // The gate's part of the gradient: what reaches y without gate, and, once that is known, z.
@@ -351,7 +360,7 @@ void backward_slab(const MkScan &p, int64_t task, char *memory) {
     int64_t row = ((slab.index * p.batch + slab.b) * p.groups + slab.g) * p.tokens * states;
 
     for (int64_t chunk = slab.chunks - 1; chunk >= 0; chunk--) {
-        Span span(p, chunk);
+        Span span(p, chunk, true);
         unpack_weights(p.B, slab, span, B);
         unpack_weights(p.C, slab, span, C);
         clear(grad_B, MK_CHUNK * stride);

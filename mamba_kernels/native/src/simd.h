@@ -115,26 +115,44 @@ MK_INLINE Floats softplus(Floats x) {
     return (x > 0.0f ? x : x - x) + tail; // x - x: zero, or NaN for NaN
 }
 
+// Lanes of a and b by turns: the first halves of both, and the second.
+#if MK_LANES == 16
+#define MK_FIRST 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define MK_SECOND 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif MK_LANES == 8
+#define MK_FIRST 0, 8, 1, 9, 2, 10, 3, 11
+#define MK_SECOND 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define MK_FIRST 0, 4, 1, 5
+#define MK_SECOND 2, 6, 3, 7
+#endif
+MK_INLINE Floats zip_first(Floats a, Floats b) { return __builtin_shufflevector(a, b, MK_FIRST); }
+MK_INLINE Floats zip_second(Floats a, Floats b) { return __builtin_shufflevector(a, b, MK_SECOND); }
+
 // Vectors as rows of a square matrix: exchange its rows and columns.
 MK_INLINE void transpose(Floats *rows) {
     for (int stage = 1; stage < LANES; stage *= 2) {
         Floats mixed[LANES];
         for (int i = 0; i < LANES / 2; i++) {
-            Floats a = rows[i], b = rows[i + LANES / 2];
-#if MK_LANES == 16
-            mixed[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            mixed[2 * i + 1] =
-                __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-#elif MK_LANES == 8
-            mixed[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-            mixed[2 * i + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-#else
-            mixed[2 * i] = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-            mixed[2 * i + 1] = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-#endif
+            mixed[2 * i] = zip_first(rows[i], rows[i + LANES / 2]);
+            mixed[2 * i + 1] = zip_second(rows[i], rows[i + LANES / 2]);
         }
         for (int i = 0; i < LANES; i++) rows[i] = mixed[i];
     }
+}
+
+// Lane i of the result is the sum over the lanes of rows[i]: a transposition whose rows are added
+// as soon as they meet.
+MK_INLINE Floats sums_of(const Floats *rows) {
+    Floats sums[LANES];
+    for (int i = 0; i < LANES; i++) sums[i] = rows[i];
+#pragma clang loop unroll(full)
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; i++) {
+            sums[i] = zip_first(sums[i], sums[i + half]) + zip_second(sums[i], sums[i + half]);
+        }
+    }
+    return sums[0];
 }
 
 MK_INLINE float largest(Floats x) {

@@ -14,13 +14,17 @@ struct Span {
     int count;
     int step;       // +1 or -1: consecutive tokens; 0: any
     int64_t tokens; // of the whole sequence
+    int64_t ahead;  // from a token to that of the chunk worked on next, which is fetched meanwhile
 
-    Span(const MkScan &p, int64_t chunk) : Span(p.order, p.reverse, p.tokens, chunk) {}
+    Span(const MkScan &p, int64_t chunk, bool backwards = false)
+        : Span(p.order, p.reverse, p.tokens, chunk, backwards) {}
 
-    Span(const int32_t *order, bool reverse, int64_t tokens, int64_t chunk) : tokens(tokens) {
+    // `backwards`: chunks are worked on from the last to the first.
+    Span(const int32_t *order, bool reverse, int64_t tokens, int64_t chunk, bool backwards = false) : tokens(tokens) {
         int64_t first = chunk * MK_CHUNK;
         count = int(tokens - first < MK_CHUNK ? tokens - first : MK_CHUNK);
         step = order ? 0 : reverse ? -1 : 1;
+        ahead = (backwards ? -step : step) * MK_CHUNK;
         for (int t = 0; t < count; t++) {
             int64_t position = reverse ? tokens - 1 - (first + t) : first + t;
             token[t] = order ? order[position] : position;
@@ -41,19 +45,23 @@ MK_INLINE void narrow(Floats x, Shorts *to) { // to the nearest bfloat16, ties t
     *to = __builtin_convertvector((x == x ? rounded : quiet) >> 16, Shorts);
 }
 
-// One element is a vector of which the rest is not used: conversions exist once.
+// The lanes of a vector from places `step` bytes apart, as far as they exist, and back.
 template <class V>
-MK_INLINE float element(const char *from) {
+MK_INLINE V gather(const char *from, int64_t step, int count) {
+    constexpr int64_t size = sizeof(V) / LANES;
     V x{};
-    __builtin_memcpy(&x, from, sizeof(V) / LANES);
-    return widen(x)[0];
+    if (count == LANES) { // a constant: in registers
+        for (int i = 0; i < LANES; i++) __builtin_memcpy((char *)&x + i * size, from + i * step, size);
+    } else {
+        for (int i = 0; i < count; i++) __builtin_memcpy((char *)&x + i * size, from + i * step, size);
+    }
+    return x;
 }
 
 template <class V>
-MK_INLINE void set_element(char *to, float value) {
-    V x;
-    narrow(all(value), &x);
-    __builtin_memcpy(to, &x, sizeof(V) / LANES);
+MK_INLINE void scatter(V x, char *to, int64_t step, int count) {
+    constexpr int64_t size = sizeof(V) / LANES;
+    for (int i = 0; i < count; i++) __builtin_memcpy(to + i * step, (char *)&x + i * size, size);
 }
 
 // Channels of one block within an array (b, d, l).
@@ -78,11 +86,10 @@ struct Rows {
 template <class V>
 void load_tile_of(const Rows &rows, const Span &span, Floats *tile) {
     constexpr int64_t size = sizeof(V) / LANES;
-    const int64_t ahead = span.step * MK_CHUNK; // the next chunk is fetched while this one is computed
     if (rows.count == LANES && rows.channel == size) {
         for (int t = 0; t < span.count; t++) {
             const char *row = rows.data + span.token[t] * rows.token;
-            __builtin_prefetch(row + ahead * rows.token, 0, 2);
+            __builtin_prefetch(row + span.ahead * rows.token, 0, 2);
             tile[t] = widen(load<V>(row));
         }
         return;
@@ -92,24 +99,30 @@ void load_tile_of(const Rows &rows, const Span &span, Floats *tile) {
         int64_t lowest = span.step > 0 ? span.token[0] : span.token[span.count - 1];
         int64_t first = lowest + MK_CHUNK <= span.tokens ? lowest : span.tokens - MK_CHUNK;
         const char *begin = rows.data + first * size;
-        const char *next = begin + (ahead + (span.step > 0 ? MK_CHUNK - 1 : 0)) * size;
-        Floats block[MK_CHUNK];
+        const char *next = begin + (span.ahead + (span.ahead > 0 ? MK_CHUNK - 1 : 0)) * size;
+        bool whole = first == lowest && span.count == MK_CHUNK;
+        Floats aside[MK_CHUNK], *to = whole ? tile : aside;
         for (int part = 0; part < MK_CHUNK; part += LANES) {
+            Floats square[LANES];
             for (int i = 0; i < LANES; i++) {
                 if (part == 0) __builtin_prefetch(next + i * rows.channel, 0, 2);
-                block[part + i] = widen(load<V>(begin + i * rows.channel + part * size));
+                square[i] = widen(load<V>(begin + i * rows.channel + part * size));
             }
-            transpose(block + part);
+            transpose(square);
+            if (span.step > 0) {
+                for (int i = 0; i < LANES; i++) to[part + i] = square[i];
+            } else {
+                for (int i = 0; i < LANES; i++) to[MK_CHUNK - 1 - part - i] = square[i];
+            }
         }
-        const Floats *from = block + (lowest - first);
-        for (int t = 0; t < span.count; t++) tile[span.step > 0 ? t : span.count - 1 - t] = from[t];
+        if (!whole) {
+            int skip = int(span.step > 0 ? lowest - first : first + MK_CHUNK - lowest - span.count);
+            for (int t = 0; t < span.count; t++) tile[t] = aside[skip + t];
+        }
         return;
     }
     for (int t = 0; t < span.count; t++) {
-        const char *from = rows.data + span.token[t] * rows.token;
-        Floats x{};
-        for (int i = 0; i < rows.count; i++) x[i] = element<V>(from + i * rows.channel);
-        tile[t] = x;
+        tile[t] = widen(gather<V>(rows.data + span.token[t] * rows.token, rows.channel, rows.count));
     }
 }
 
@@ -141,8 +154,9 @@ void store_tile_of(const Rows &rows, const Span &span, const Floats *tile) {
         return;
     }
     for (int t = 0; t < span.count; t++) {
-        char *to = rows.data + span.token[t] * rows.token;
-        for (int i = 0; i < rows.count; i++) set_element<V>(to + i * rows.channel, tile[t][i]);
+        V x;
+        narrow(tile[t], &x);
+        scatter(x, rows.data + span.token[t] * rows.token, rows.channel, rows.count);
     }
 }
 
