@@ -214,6 +214,7 @@ def _scans(devices: Sequence[str]) -> Iterator[Finding]:
         advice = "pip install --force-reinstall --no-deps mambamed"
         yield Finding("scan", "problem", f"mamba_kernels fails: {_line(error)}", advice)
         return
+    yield _compiled_kernels()
     for device in devices:
         for name in names:
             try:
@@ -235,6 +236,15 @@ def _scans(devices: Sequence[str]) -> Iterator[Finding]:
             else:
                 advice = f"wrong numbers: report this line, and do not train with {name!r}"
                 yield Finding("scan", "problem", text, advice)
+
+
+def _compiled_kernels() -> Finding:
+    from mamba_kernels.native import library
+
+    why = library.missing()
+    if why is None:
+        return Finding("kernels", "ok", f"compiled, with {next(iter(library.instruction_sets()))}")
+    return Finding("kernels", "note", f"not compiled, scans on CPUs are slower: {why}")
 
 
 def _run_scan(backend: str, device: str) -> list["torch.Tensor"]:

@@ -45,7 +45,7 @@ class Layout:
 Scan = Layout(
     "i:batch,channels,tokens,states,groups,slab,softplus,reverse p:order "
     "a:u,delta,z,B,C p:A,D,bias,initial a:plus,y p:last,checkpoints "
-    "a:grad_y p:grad_last a:grad_u,grad_delta,grad_z "
+    "a:grad_y p:grad_last a:grad_u,grad_delta,grad_z,grad_plus "
     "p:grad_B,grad_C,grad_A,grad_D,grad_bias,grad_initial",
 )
 Conv = Layout(

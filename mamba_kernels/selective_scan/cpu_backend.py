@@ -51,7 +51,7 @@ def selective_scan(
 
     Args:
         order: The token at each position of the scan, (l,) int32, a permutation.
-        plus: Added to the outputs, (b, d, l).
+        plus: Added to the outputs before the gate, (b, d, l).
         wide: Whether outputs are float32 whatever the dtype of `u`.
     """
     operands = (u, delta, A, B, C, D, z, delta_bias, initial_state, plus)
@@ -66,11 +66,12 @@ def selective_scan(
 def selective_scan_multi(
     directions: Sequence[Any], z: Tensor | None, delta_softplus: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """See `multi.one_by_one`. Directions read in their orders and add to one sum."""
+    """See `multi.one_by_one`. Directions add to one sum, which the last one gates."""
     y, states = None, []
-    for x in directions:
+    for i, x in enumerate(directions):
+        gate = z if i == len(directions) - 1 else None
         y, state = selective_scan(
-            x.u, x.delta, x.A, x.B, x.C, x.D, z, x.delta_bias, x.initial_state,
+            x.u, x.delta, x.A, x.B, x.C, x.D, gate, x.delta_bias, x.initial_state,
             delta_softplus, x.reverse, order=x.order, plus=y, wide=True,
         )  # fmt: skip
         states.append(state)
@@ -89,7 +90,7 @@ torch.library.define(
 torch.library.define(
     "mambamed::scan_backward",
     f"(Tensor grad_y, Tensor grad_last, Tensor checkpoints, {OPERANDS}, bool softplus, "
-    f"bool reverse) -> ({', '.join(['Tensor'] * 9)})",
+    f"bool reverse) -> ({', '.join(['Tensor'] * 10)})",
 )
 
 
@@ -142,13 +143,14 @@ torch.library.register_fake("mambamed::scan_forward", _forward_shapes)
 
 
 def _new_gradients(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, z: Tensor | None
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, z: Tensor | None, plus: Tensor | None
 ) -> dict[str, Tensor]:
     """Memory for those gradients that the library writes once and for all."""
     return {
         "grad_u": torch.empty_like(u),
         "grad_delta": torch.empty_like(delta),
         "grad_z": u.new_empty(0) if z is None else torch.empty_like(z),
+        "grad_plus": u.new_empty(0) if z is None or plus is None else torch.empty_like(plus),
         "grad_initial": u.new_empty(u.shape[0], u.shape[1], A.shape[1], dtype=torch.float32),
     }
 
@@ -172,9 +174,9 @@ def _backward(
     softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
-    operands = (u, delta, A, B, C, D, z, delta_bias, initial_state, None, order)
+    operands = (u, delta, A, B, C, D, z, delta_bias, initial_state, plus, order)
     call = _ScanCall("backward", operands, softplus, reverse)
-    grads = _new_gradients(u, delta, A, B, z)
+    grads = _new_gradients(u, delta, A, B, z, plus)
     (batch, channels, tokens), states, groups = u.shape, A.shape[1], B.shape[1]
     slabs = -(-channels // groups // call.slab)
     grad_B, grad_C = (
@@ -190,6 +192,7 @@ def _backward(
     call.view(grad_y=grad_y, grad_u=grads["grad_u"], grad_delta=grads["grad_delta"])
     if z is not None:
         call.view(grad_z=grads["grad_z"])
+        call.view(grad_plus=None if plus is None else grads["grad_plus"])
     call.run(call.function, call.work)
     return (
         grads["grad_u"],
@@ -201,6 +204,7 @@ def _backward(
         grads["grad_z"],
         grad_bias.sum(0),
         grads["grad_initial"],
+        grads["grad_plus"],
     )
 
 
@@ -221,9 +225,12 @@ def _backward_shapes(
     C: Tensor,
     D: Tensor | None,
     z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    plus: Tensor | None,
     *rest: Any,
 ) -> Any:
-    grads = _new_gradients(u, delta, A, B, z)
+    grads = _new_gradients(u, delta, A, B, z, plus)
     (batch, groups, states, tokens), channels = B.shape, u.shape[1]
     weights = (batch, groups, tokens, states)
     return (
@@ -236,6 +243,7 @@ def _backward_shapes(
         grads["grad_z"],
         u.new_empty(channels, dtype=torch.float32),
         grads["grad_initial"],
+        grads["grad_plus"],
     )
 
 
@@ -247,7 +255,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)  # zeros of the size of the states that are kept
     ctx.plus = None if inputs[9] is None else inputs[9].dtype
-    operands[9] = None  # its gradient is that of y
+    if inputs[6] is None:
+        operands[9] = None  # without gate its gradient is that of y
     ctx.save_for_backward(*operands, output[2])
 
 
@@ -270,7 +279,7 @@ def _gradients(
         None if operands[6] is None else grads[6],
         None if delta_bias is None else grads[7].to(delta_bias.dtype),
         None if initial_state is None else grads[8],
-        None if ctx.plus is None else grad_y.to(ctx.plus),
+        None if ctx.plus is None else (grad_y.to(ctx.plus) if operands[6] is None else grads[9]),
         *[None] * 5,
     )
 

@@ -33,7 +33,7 @@ struct MkScan {
     const float *D, *bias; // (d)
     const float *initial;  // (b, d, n)
 
-    MkArray plus;       // added to y, (b, d, l)
+    MkArray plus;       // added to y before the gate, (b, d, l)
     MkArray y;          // out, (b, d, l)
     float *last;        // out, (b, d, n)
     float *checkpoints; // (b, g, chunks, n, padded channels of a group); out of the forward pass
@@ -41,6 +41,7 @@ struct MkScan {
     MkArray grad_y;                     // (b, d, l)
     const float *grad_last;             // (b, d, n)
     MkArray grad_u, grad_delta, grad_z; // out, (b, d, l)
+    MkArray grad_plus;                  // out, (b, d, l); without gate it is grad_y
     float *grad_B, *grad_C;             // out, to be summed over the first axis: (slabs, b, g, l, n)
     float *grad_A;                      // out, to be summed over b: (b, d, n)
     float *grad_D, *grad_bias;          // out, to be summed over b: (b, d)

@@ -223,13 +223,13 @@ void forward_slab(const MkScan &p, int64_t task, char *memory) {
                 if (x.in_range) advance<true>(k, x, rate + n, B + n, C + n, stride, span.count, h + n, y);
                 else advance<false>(k, x, rate + n, B + n, C + n, stride, span.count, h + n, y);
             });
-            if (p.z.data) {
-                load_tile(slab.rows(p.z, block), span, z);
-                for (int t = 0; t < span.count; t++) y[t] *= z[t] * sigmoid(z[t]);
-            }
             if (p.plus.data) {
                 load_tile(slab.rows(p.plus, block), span, z);
                 for (int t = 0; t < span.count; t++) y[t] += z[t];
+            }
+            if (p.z.data) {
+                load_tile(slab.rows(p.z, block), span, z);
+                for (int t = 0; t < span.count; t++) y[t] *= z[t] * sigmoid(z[t]);
             }
             store_tile(slab.rows(p.y, block), span, y);
         }
@@ -336,9 +336,18 @@ struct Gate {
         }
     }
 
-    void store_gradient(const MkScan &p, const Slab &slab, const Span &span, int block, const Floats *y) {
+    // y: without gate and without what was added to it.
+    void store_gradients(const MkScan &p, const Slab &slab, const Span &span, int block, const Floats *y,
+                         const Floats *grad) {
         if (!present) return;
-        for (int t = 0; t < span.count; t++) slope[t] *= grad_y[t] * y[t];
+        for (int t = 0; t < span.count; t++) slope[t] *= grad_y[t];
+        if (p.plus.data) {
+            store_tile(slab.rows(p.grad_plus, block), span, grad);
+            load_tile(slab.rows(p.plus, block), span, z);
+            for (int t = 0; t < span.count; t++) slope[t] *= y[t] + z[t];
+        } else {
+            for (int t = 0; t < span.count; t++) slope[t] *= y[t];
+        }
         store_tile(slab.rows(p.grad_z, block), span, slope);
     }
 };
@@ -386,7 +395,7 @@ void backward_slab(const MkScan &p, int64_t task, char *memory) {
                     retreat<false>(k, x, rate + n, B + n, C + n, stride, span.count, start + n * step, step, memory,
                                    adjoint + at, back, grad_rate + at, grad_B + n, grad_C + n);
             });
-            gate.store_gradient(p, slab, span, block, back.y);
+            gate.store_gradients(p, slab, span, block, back.y, back.grad);
             for (int t = 0; t < span.count; t++) {
                 grad_D[block] += back.grad[t] * x.u[t];
                 Floats grad_dt = back.exponent[t] * (1.0f / POWERS) + back.drive[t] * x.u[t];

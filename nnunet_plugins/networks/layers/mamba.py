@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mamba_kernels import causal_conv1d, selective_scan
+from mamba_kernels import causal_conv1d, selective_scan_multi
 from mamba_kernels.dispatch import without_autocast
+from mamba_kernels.selective_scan.multi import Order
 
 DT_RANGE = (1e-3, 1e-1)
 """Step sizes a fresh mixer starts from, log-uniform (Gu & Dao, 2023, section 3.6)."""
@@ -77,46 +78,39 @@ class MambaMixer(nn.Module):
         The output projection is computed in the dtype of its weights, under autocast too.
         """
         u, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (b, e, l) each
-        y = self._scan(
-            u, z, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, reverse=False
-        )
+        scans = [self._scan(u, self.conv1d, self.x_proj, self.dt_proj, self.A_log, reverse=False)]
+        skips = [self.D]
+        orders: list[Order] = ["forward"]
         if self.bidirectional:
-            y = y + self._scan(
-                u, z, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b,
-                reverse=True,
-            )  # fmt: skip
-        y = y.transpose(1, 2)
-        return in_full_precision(self.out_proj, y)
+            scans.append(
+                self._scan(
+                    u, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, reverse=True
+                )
+            )
+            skips.append(self.D_b)
+            orders.append("reverse")
+        u, delta, A, B, C, bias = zip(*scans, strict=True)
+        y, _ = selective_scan_multi(u, delta, A, B, C, skips, z, bias, orders=orders)
+        return in_full_precision(self.out_proj, y.transpose(1, 2))
 
     def _scan(
         self,
         u: Tensor,
-        z: Tensor,
         conv1d: nn.Conv1d,
         x_proj: nn.Linear,
         dt_proj: nn.Linear,
         A_log: Tensor,
-        D: Tensor,
         *,
         reverse: bool,
-    ) -> Tensor:
-        """One direction, gated: (b, e, l), (b, e, l) -> (b, e, l)."""
+    ) -> tuple[Tensor, ...]:
+        """Of one direction, from (b, e, l): u, delta, A, B, C and delta_bias of its scan."""
         u = causal_conv1d(
             u, conv1d.weight.squeeze(1), conv1d.bias, activation="silu", reverse=reverse
         )
         delta, B, C = x_proj(u.transpose(1, 2)).split(self.split, dim=-1)
         delta = F.linear(delta, dt_proj.weight).transpose(1, 2)
-        return selective_scan(
-            u,
-            delta,
-            -A_log.float().exp(),
-            B.transpose(1, 2),
-            C.transpose(1, 2),
-            D,
-            z,
-            dt_proj.bias,
-            reverse=reverse,
-        )
+        A = -A_log.float().exp()
+        return u, delta, A, B.transpose(1, 2), C.transpose(1, 2), dt_proj.bias
 
 
 class MambaLayer(nn.Module):
