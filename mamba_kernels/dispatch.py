@@ -127,7 +127,7 @@ def _best(
         if why is not None:
             missing.append(f"{name} ({why})")
         elif backend.refuses(*arguments) is None:
-            if missing and backend.devices is None:
+            if missing and backend.devices is None and not torch.compiler.is_compiling():
                 warnings.warn(  # which Python shows once
                     f"mamba_kernels runs more slowly, without: {', '.join(missing)}", stacklevel=4
                 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mamba_kernels.dispatch import refuse_create_graph
-from mamba_kernels.native.library import DTYPES, Call, Conv
+from mamba_kernels.native.library import DTYPES, Call, Conv, changed_in_place
 
 MOST_TAPS = 8  # MK_TAPS of api.h
 SLAB, SMALL_SLAB, FEW_TASKS = 64, 16, 16  # channels of a task: usual, and where tasks are few
@@ -165,9 +165,10 @@ torch.library.register_autograd("mambamed::conv_forward", _gradients, setup_cont
 def _update(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     y = torch.empty_like(x)
     (b, d), k = x.shape, weight.shape[1]
-    call = Call(Conv, b, d, 1, k, SLAB, silu)
-    call.view(x=x, weight=weight, bias=bias, initial=state, last=state, y=y)
-    call.run("mk_conv_forward", x.numel())
+    with changed_in_place(state) as whole:
+        call = Call(Conv, b, d, 1, k, SLAB, silu)
+        call.view(x=x, weight=weight, bias=bias, initial=whole, last=whole, y=y)
+        call.run("mk_conv_forward", x.numel())
     return y
 
 

@@ -182,3 +182,14 @@ def as_float32(x: Tensor | None) -> Tensor | None:
     if x is None or (x.dtype == torch.float32 and x.is_contiguous()):
         return x
     return x.to(torch.float32).contiguous()
+
+
+@contextmanager
+def changed_in_place(x: Tensor) -> Iterator[Tensor]:
+    """Memory without gaps or overlaps for an update of `x`, which autograd is told of."""
+    whole = x.contiguous()
+    yield whole
+    if whole is not x:
+        x.copy_(whole)  # refused by torch where elements of x share memory
+    elif not x.is_inference():
+        torch.autograd.graph.increment_version(x)

@@ -251,7 +251,7 @@ torch.library.register_fake("mambamed::scan_backward", _backward_shapes)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *operands, ctx.softplus, ctx.reverse, _, ctx.keep = inputs
+    *operands, ctx.softplus, ctx.reverse, ctx.wide, ctx.keep = inputs
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)  # zeros of the size of the states that are kept
     ctx.plus = None if inputs[9] is None else inputs[9].dtype
@@ -266,6 +266,10 @@ def _gradients(
     refuse_create_graph()
     *operands, checkpoints = ctx.saved_tensors
     u, A, D, delta_bias, initial_state = (operands[i] for i in (0, 2, 5, 7, 8))
+    if not ctx.keep:  # recorded where no gradients were wanted, as exported programs may be
+        checkpoints = torch.ops.mambamed.scan_forward(
+            *operands, ctx.softplus, ctx.reverse, ctx.wide, True
+        )[2]
     if grad_y is None:
         grad_y = u.new_zeros(1, dtype=torch.float32).expand(u.shape)
     if grad_last is None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mamba_kernels.native.library import Call, Scan, as_float32
+from mamba_kernels.native.library import Call, Scan, as_float32, changed_in_place
 
 SLAB = 64  # channels of a task
 
@@ -65,14 +65,12 @@ def _update(
     (batch, channels), states = u.shape, A.shape[1]
     groups = B.shape[1] if B.dim() == 3 else 1
     y = _new_output(state, u)
-    whole = state.contiguous()
-    call = Call(Scan, batch, channels, 1, states, groups, SLAB, softplus)
-    call.point(A=as_float32(A), D=as_float32(D), bias=as_float32(delta_bias), last=whole)
-    call.view(u=u, delta=delta, z=z, y=y)
-    for name, x in (("B", B), ("C", C)):
-        of_batch, *_, of_states = x.stride()
-        call.place(name, x, (of_batch, x.stride(1), of_states))  # one group's stride is not used
-    call.run("mk_scan_step", state.numel())
-    if whole is not state:
-        state.copy_(whole)
+    with changed_in_place(state) as whole:
+        call = Call(Scan, batch, channels, 1, states, groups, SLAB, softplus)
+        call.point(A=as_float32(A), D=as_float32(D), bias=as_float32(delta_bias), last=whole)
+        call.view(u=u, delta=delta, z=z, y=y)
+        for name, x in (("B", B), ("C", C)):
+            of_batch, *_, of_states = x.stride()
+            call.place(name, x, (of_batch, x.stride(1), of_states))  # one group's is not used
+        call.run("mk_scan_step", state.numel())
     return y

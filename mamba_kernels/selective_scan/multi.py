@@ -186,6 +186,12 @@ def selective_scan_multi(
         _direction(values, z, order) for *values, order in zip(*columns, orders, strict=True)
     ]
     first = directions[0].u
+    for x in directions:
+        if x.u.shape != first.shape or x.u.device != first.device:
+            raise ValueError(
+                f"u has shapes {tuple(first.shape)} on {first.device} and {tuple(x.u.shape)} on "
+                f"{x.u.device}; expected the same for all directions, which share tokens"
+            )
     run = choose(BACKENDS, backend, first.device, directions, z, delta_softplus)
     with without_autocast(first.device):
         y, states = run(directions, z, delta_softplus)
@@ -201,13 +207,24 @@ def _direction(values: list[Any], z: Tensor | None, order: Order) -> Direction:
         B, C = B.unsqueeze(1), C.unsqueeze(1)
     operands = (u, delta, A, B, C, D, delta_bias, initial_state)
     if isinstance(order, Tensor):
-        length = u.shape[2]
-        if order.shape != (length,) or order.dtype.is_floating_point:
-            raise ValueError(
-                f"an order has shape {tuple(order.shape)} and dtype {order.dtype}; "
-                f"expected ({length},) integers: the token at each position of the scan"
-            )
+        _check_order(order, u.shape[2])
         return Direction(*operands, order.to(u.device, torch.int32).contiguous(), False)
     if order not in ("forward", "reverse"):
         raise ValueError(f"an order is {order!r}; expected 'forward', 'reverse' or a permutation")
     return Direction(*operands, None, order == "reverse")
+
+
+def _check_order(order: Tensor, length: int) -> None:
+    """Refuse what is no permutation of so many tokens; compiled code sees the shape only."""
+    integers = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+    if order.shape != (length,) or order.dtype not in integers:
+        raise ValueError(
+            f"an order has shape {tuple(order.shape)} and dtype {order.dtype}; "
+            f"expected ({length},) integers: the token at each position of the scan"
+        )
+    if torch.compiler.is_compiling():
+        return
+    if not torch.equal(order.sort().values.long(), torch.arange(length, device=order.device)):
+        raise ValueError(
+            f"an order is no permutation of the tokens: each of 0 to {length - 1} must occur once"
+        )

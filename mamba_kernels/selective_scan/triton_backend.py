@@ -308,6 +308,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[2])
     ctx.save_for_backward(output[2], *inputs[:-4])
+    *_, ctx.in_float32, ctx.keep = inputs
     ctx.options = inputs[-4:-2]
 
 
@@ -316,6 +317,8 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     refuse_create_graph()
     kept, *operands = ctx.saved_tensors
+    if not ctx.keep:  # recorded where no gradients were wanted, as exported programs may be
+        kept = _scan(*operands, *ctx.options, ctx.in_float32, True)[2]
     if grad_y is None:
         grad_y = operands[0].new_zeros(()).expand_as(operands[0])
     grads = _scan_grad(grad_y, grad_last, kept, *operands, *ctx.options)

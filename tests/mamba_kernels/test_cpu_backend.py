@@ -181,6 +181,23 @@ def test_it_exports_with_any_length():
     assert torch.equal(program.module()(*longer), Module()(*longer))
 
 
+def test_a_program_captured_without_gradients_can_be_trained():
+    x = operands()[:5]
+    with torch.no_grad():
+        program = torch.export.export(Module(), tuple(v.detach() for v in x)).module()
+    got = torch.autograd.grad(program(*x).sin().sum(), x)
+    want = torch.autograd.grad(Module()(*x).sin().sum(), x)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_a_step_of_minus_infinity_is_none(instruction_set):
+    """Softplus makes it zero: a way to mask tokens."""
+    x = inputs(b=1, d=4, l=20)
+    x["delta"][..., 7] = -torch.inf
+    got = selective_scan(**x, backend="cpu")
+    assert_same({"y": got}, {"y": selective_scan(**x, backend="reference")})
+
+
 def test_a_forked_process_can_scan(threads):
     """nnU-Net's workers are forks of a process that has scanned."""
     code = (
@@ -200,6 +217,14 @@ def test_other_libraries_and_none_are_told_apart(tmp_path):
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"\x7fELF, but no more")
     assert "does not load" in library.load(broken)
+
+
+def test_without_the_library_scans_still_compile(monkeypatch):
+    monkeypatch.setattr(library, "LIBRARY", "it is gone")
+    x = inputs()
+    with pytest.warns(UserWarning, match=r"more slowly, without: cpu \(it is gone\)"):
+        want = selective_scan(**x)
+    assert torch.equal(torch.compile(selective_scan, backend="eager")(**x), want)
 
 
 def test_cases_beyond_the_library_are_refused():

@@ -119,6 +119,9 @@ def test_it_compiles_into_one_graph():
         ({"orders": ["forward", SHUFFLED[1:]]}, r"shape \(36,\).*expected \(37,\) integers"),
         ({"orders": ["forward", SHUFFLED.float()]}, r"dtype torch.float32; expected \(37,\)"),
         ({"A": torch.ones(20, 5)}, r"A has one tensor; expected one for each of the 2"),
+        ({"orders": ["forward", torch.zeros(37).long()]}, r"each of 0 to 36 must occur once"),
+        ({"orders": ["forward", SHUFFLED + 2**32]}, r"each of 0 to 36 must occur once"),
+        ({"orders": ["forward", SHUFFLED > 3]}, r"dtype torch.bool; expected \(37,\) integers"),
         ({"combine": "max"}, r"'max'; expected 'sum' or 'mean'"),
         ({"z": torch.ones(1)}, r"z has shape \(1,\)"),
     ],
@@ -126,3 +129,11 @@ def test_it_compiles_into_one_graph():
 def test_refusals(change, message):
     with pytest.raises(ValueError, match=message):
         selective_scan_multi(**(operands(2) | {"orders": ORDERS["both ends"]} | change))
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_directions_of_different_lengths_are_refused(backend):
+    x = [inputs(l=l) for l in (20, 40)]
+    columns = {name: [v[name] for v in x] for name in ("u", "delta", "A", "B", "C")}
+    with pytest.raises(ValueError, match=r"\(2, 6, 20\).*\(2, 6, 40\).*same for all directions"):
+        selective_scan_multi(**columns, orders=["forward", "reverse"], backend=backend)

@@ -168,3 +168,25 @@ def test_they_compile_into_one_graph():
 
     compiled = torch.compile(both, backend="aot_eager", fullgraph=True)
     assert all(torch.equal(a, b) for a, b in zip(run(compiled), run(both), strict=True))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("operator", ["scan", "convolution"])
+def test_autograd_sees_that_a_state_has_changed(operator, backend):
+    x = inputs() if operator == "scan" else conv_inputs()
+    state = x["initial_state" if operator == "scan" else "state"].clone()
+    loss = (state * torch.ones_like(state).requires_grad_()).sum()
+    with use_backend(backend):
+        if operator == "scan":
+            selective_state_update(state, **one_token(x, 0))
+        else:
+            causal_conv1d_update(x["x"][..., 0], state, x["weight"], x["bias"])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_state_whose_elements_share_memory_is_refused():
+    x = conv_inputs()
+    state = x["state"][:1].expand(2, -1, -1)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        causal_conv1d_update(x["x"][..., 0], state, x["weight"], x["bias"])

@@ -112,7 +112,7 @@ MK_INLINE Floats log1p_of_unit(Floats x) {
 
 MK_INLINE Floats softplus(Floats x) {
     Floats tail = log1p_of_unit(power(absolute(x) * -POWERS));
-    return (x > 0.0f ? x : x - x) + tail; // x - x: zero, or NaN for NaN
+    return (x > 0.0f ? x : x == x ? Floats{} : x) + tail; // NaN for NaN
 }
 
 // Lanes of a and b by turns: the first halves of both, and the second.
