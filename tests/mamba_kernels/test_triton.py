@@ -26,13 +26,13 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
-OWN_KERNELS = "mamba_kernels.selective_scan.triton_kernels"
+OWN_KERNELS = ("triton_kernels", "triton_tiles")
 
 
 def is_triton(module):
     """Whether what this module does depends on TRITON_INTERPRET as it was imported."""
     parts = module.split(".")
-    return module == OWN_KERNELS or (parts[0] == "triton" and parts[1:2] != ["_C"])
+    return parts[-1] in OWN_KERNELS or (parts[0] == "triton" and parts[1:2] != ["_C"])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,8 +60,8 @@ def interpreted():
         vars(sys.modules.pop(name)).clear()  # or nanobind complains of leaks at exit
     sys.modules.update(before)
     package = sys.modules["mamba_kernels.selective_scan"]
-    if hasattr(package, "triton_kernels"):
-        del package.triton_kernels
+    for name in OWN_KERNELS:
+        vars(package).pop(name, None)
 
 
 def inputs(b=1, d=3, l=11, n=3, groups=1, **options):
