@@ -74,6 +74,15 @@ def check_state(name: str, state: Tensor | None, like: Tensor) -> None:
         )
 
 
+def check_groups(B: Tensor, channels: int) -> None:
+    """Refuse input weights (b, g, ...) whose g groups cannot share so many channels evenly."""
+    if B.shape[1] == 0 or channels % B.shape[1]:
+        raise ValueError(
+            f"B has shape {tuple(B.shape)}; expected a number of groups that divides "
+            f"the {channels} channels of u: choose another number of groups"
+        )
+
+
 def check_scan(
     u: Tensor,
     delta: Tensor,
@@ -108,11 +117,8 @@ def check_scan(
         },
     )
     check_state("initial_state", initial_state, u)
-    if grouped and (B.shape[1] == 0 or d % B.shape[1]):
-        raise ValueError(
-            f"B has shape {tuple(B.shape)}; expected a number of groups that divides "
-            f"the {d} channels of u: choose another number of groups"
-        )
+    if grouped:
+        check_groups(B, d)
 
 
 def _check_dtype(name: str, x: Tensor) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mamba_kernels.checks import check_operands, check_rank, check_state
+from mamba_kernels.checks import check_groups, check_operands, check_rank, check_state
 from mamba_kernels.dispatch import FORCED
 from mamba_kernels.native.library import takes
 from mamba_kernels.selective_scan import cpu_update
@@ -73,11 +73,8 @@ def selective_state_update(
         },
     )
     check_state("state", state, u)
-    if grouped and (B.shape[1] == 0 or d % B.shape[1]):
-        raise ValueError(
-            f"B has shape {tuple(B.shape)}; expected a number of groups that divides "
-            f"the {d} channels of u: choose another number of groups"
-        )
+    if grouped:
+        check_groups(B, d)
 
     operands = (state, u, delta, A, B, C, D, z, delta_bias)
     if FORCED.name in (None, "cpu") and takes(*operands):
