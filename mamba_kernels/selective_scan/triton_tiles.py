@@ -87,6 +87,7 @@ def stack(xs, REVERSE: tl.constexpr):
 def place_of(
     order, tokens, channels, blocks, NO: tl.constexpr, NI: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip
+    """The `Place` of this program, for (NO, NI, D) tiles and so many blocks of a group's channels."""
     groups = tl.num_programs(0) // blocks
     in_group, group = channels // groups, tl.program_id(0) // blocks
     first, d = tl.program_id(0) % blocks * D, tl.arange(0, D)
@@ -158,11 +159,13 @@ def sequence_at(sequence, place, chunk):
 
 @triton.jit
 def load(sequence, place, chunk):
+    """A chunk of a sequence, (D, T) float32, zero where nothing exists."""
     return tl.load(sequence_at(sequence, place, chunk), mask=chunk.here, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def store(sequence, place, chunk, x):
+    """Put (D, T) in a chunk of a sequence, in its dtype, where elements exist."""
     element = sequence[0].dtype.element_ty
     tl.store(sequence_at(sequence, place, chunk), x.to(element), mask=chunk.here)
 
@@ -198,11 +201,13 @@ def as_n(x):
 
 @triton.jit
 def over_states(x):
+    """Sum of a tile (NO, NI, D) over states: (D,)."""
     return tl.sum(tl.sum(x, 1), 0)
 
 
 @triton.jit
 def over_channels(x):
+    """Sum of a tile (NO, NI, D) over channels: (NO, NI)."""
     return tl.sum(x, 2)
 
 
