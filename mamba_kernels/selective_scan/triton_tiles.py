@@ -87,7 +87,7 @@ def stack(xs, REVERSE: tl.constexpr):
 def place_of(
     order, tokens, channels, blocks, NO: tl.constexpr, NI: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip
-    """The `Place` of this program, for (NO, NI, D) tiles and so many blocks of a group's channels."""
+    """The `Place` of this program, with tiles (NO, NI, D) and so many blocks to a group."""
     groups = tl.num_programs(0) // blocks
     in_group, group = channels // groups, tl.program_id(0) // blocks
     first, d = tl.program_id(0) % blocks * D, tl.arange(0, D)
