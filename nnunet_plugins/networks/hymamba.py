@@ -21,6 +21,7 @@ from nnunet_plugins.networks.layers.convolution import (
 )
 from nnunet_plugins.networks.layers.mamba import in_full_precision
 from nnunet_plugins.networks.layers.mamba_stage import MambaStage
+from nnunet_plugins.networks.layers.visibility import hide
 
 PAPER_WIDTHS = (32, 64, 128, 192, 384)
 """Channels of each stage in the paper, finest first."""
@@ -158,17 +159,32 @@ class HyMambaEncoder(nn.Module):
             ResidualBlock(out, out, kernel) for out, kernel in zip(outs, kernels, strict=False)
         )
         self.mamba = mamba
+        self.input_channels, self.strides = input_channels, strides
+        self.channels = [*outs, outs[-1]]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(b, c, d, h, w) -> one (b, c_s, d_s, h_s, w_s) for each stage, finest first."""
-        features = [self.stem[1](channels_last_on_cpu(self.stem[0](x)))]
+        return self.masked(x, None)
+
+    def masked(self, x: Tensor, visible: Tensor | None, *, bottom_up: bool = True) -> list[Tensor]:
+        """The same features, computed from visible tokens alone and zero at the others.
+
+        Args:
+            x: (b, c, d, h, w), zero in hidden tokens.
+            visible: (b, 1, d_t, h_t, w_t) bool over the tokens of the coarsest grid.
+            bottom_up: Keep the mask at every stage, as a sparse CNN does (the paper's bottom-up
+                masking); else hidden tokens are zeros to the CNN and left out by Mamba only.
+        """
+        shown = visible if bottom_up else None
+        first = hide(channels_last_on_cpu(self.stem[0](x)), shown)
+        features = [hide(self.stem[1](first), shown)]
         for stage in self.stages:
-            features.append(stage(features[-1]))
-        skips = [skip(f) for skip, f in zip(self.skips, features, strict=False)]
-        return [*skips, self.mamba(features[-1])[-1]]
+            features.append(stage(features[-1], shown))
+        skips = [skip(f, shown) for skip, f in zip(self.skips, features, strict=False)]
+        return [*skips, self.mamba(features[-1], visible)[-1]]
 
 
-class EncoderStage(nn.Sequential):
+class EncoderStage(nn.Module):
     """Down-sample, mix with MedNeXt blocks, widen for the next stage: (b, c, ...) -> (b, c', ...).
 
     Args:
@@ -197,6 +213,13 @@ class EncoderStage(nn.Sequential):
         )
         if out_channels != channels:
             self.widen = conv(channels, out_channels, kernel)
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """(b, c, d, h, w) -> (b, c', d', h', w'); zeros where `visible` is False."""
+        x = self.pool(x)  # hidden voxels are zero and stay so
+        for block in self.blocks:
+            x = hide(block(x), visible)
+        return hide(self.widen(x), visible) if hasattr(self, "widen") else x
 
 
 class HyMambaDecoder(nn.Module):

@@ -16,6 +16,7 @@ from nnunet_plugins.networks.base import SegmentationNetwork
 from nnunet_plugins.networks.layers.convolution import conv
 from nnunet_plugins.networks.layers.mamba import in_full_precision
 from nnunet_plugins.networks.layers.mamba_stage import MambaStage
+from nnunet_plugins.networks.layers.visibility import hide
 
 HALVINGS = 4
 """Times UNETR's decoder doubles the grid: a token spans 2**4 = 16 voxels along each axis."""
@@ -75,20 +76,22 @@ class VanillaMamba(SegmentationNetwork):
                 f"depth is {depth}; the decoder reads four blocks: use a multiple of 4"
             )
         super().__init__(input_channels, expected)
-        patch = nn.Conv2d if axes == 2 else nn.Conv3d
-        self.embed = patch(input_channels, d_model, 2**HALVINGS, stride=2**HALVINGS)
-        self.mamba = MambaStage(
+        self.encoder = VanillaMambaEncoder(
+            input_channels,
             d_model,
-            depth,
-            scan_order,
-            scan_seed,
-            mlp_ratio=0,
-            d_state=d_state,
-            d_conv=d_conv,
-            expand=expand,
-            bidirectional=bidirectional,
+            expected,
+            MambaStage(
+                d_model,
+                depth,
+                scan_order,
+                scan_seed,
+                mlp_ratio=0,
+                d_state=d_state,
+                d_conv=d_conv,
+                expand=expand,
+                bidirectional=bidirectional,
+            ),
         )
-        self.norm = nn.LayerNorm(d_model)
         self.decoder = UnetrDecoder(
             axes, input_channels, num_classes, feature_size, d_model, deep_supervision
         )
@@ -100,11 +103,53 @@ class VanillaMamba(SegmentationNetwork):
             ValueError: If the channels or the grid do not fit the network.
         """
         self.check_image(x)
-        features = self.mamba(self.embed(x))
+        return self.decoder(x, self.encoder(x))
+
+
+class VanillaMambaEncoder(nn.Module):
+    """Four hidden states of Mamba over the patches of an image.
+
+    Args:
+        input_channels: Channels of the image.
+        d_model: Channels of a token.
+        strides: Halvings of each axis, of which a patch is the product.
+        mamba: What mixes the tokens; its layers divide by 4.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        d_model: int,
+        strides: Sequence[Sequence[int]],
+        mamba: MambaStage,
+    ) -> None:
+        super().__init__()
+        patch = nn.Conv2d if len(strides[0]) == 2 else nn.Conv3d
+        self.embed = patch(input_channels, d_model, 2**HALVINGS, stride=2**HALVINGS)
+        self.mamba = mamba
+        self.norm = nn.LayerNorm(d_model)
+        self.input_channels, self.strides = input_channels, strides
+        self.channels = [*[None] * HALVINGS, d_model]
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> list[Tensor]:
+        """(b, c, d, h, w) -> four (b, d_model, d/16, h/16, w/16), the last one normed.
+
+        Given `visible`, (b, 1, d/16, h/16, w/16) bool, only those tokens are scanned.
+        """
+        features = self.mamba(self.embed(x), visible)
         quarter = len(features) // 4
         hidden = features[quarter - 1 :: quarter]
-        hidden[-1] = self.norm(hidden[-1].movedim(1, -1)).movedim(-1, 1)
-        return self.decoder(x, hidden)
+        hidden[-1] = hide(self.norm(hidden[-1].movedim(1, -1)).movedim(-1, 1), visible)
+        return hidden
+
+    def masked(
+        self, x: Tensor, visible: Tensor | None, *, bottom_up: bool = True
+    ) -> list[Tensor | None]:
+        """Features of each stage from visible tokens alone: those of the coarsest.
+
+        There is no CNN whose mask could disagree, so `bottom_up` changes nothing.
+        """
+        return [*[None] * HALVINGS, self(x, visible)[-1]]
 
 
 class UnetrDecoder(nn.Module):

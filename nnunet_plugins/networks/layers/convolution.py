@@ -9,14 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_plugins.networks.layers.visibility import hide
+
 
 def conv(
-    in_channels: int, out_channels: int, kernel_size: Sequence[int], groups: int = 1
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Sequence[int],
+    groups: int = 1,
+    bias: bool = True,
 ) -> nn.Module:
     """A convolution that keeps the grid, over the kernel's two or three axes (odd sizes)."""
     layer: Callable[..., nn.Module] = (nn.Conv2d, nn.Conv3d)[len(kernel_size) - 2]
     padding = tuple(size // 2 for size in kernel_size)
-    return layer(in_channels, out_channels, tuple(kernel_size), padding=padding, groups=groups)
+    return layer(
+        in_channels, out_channels, tuple(kernel_size), padding=padding, groups=groups, bias=bias
+    )
 
 
 def channels_last_on_cpu(x: Tensor) -> Tensor:
@@ -96,7 +104,7 @@ class ResidualBlock(nn.Module):
                 conv(in_channels, out_channels, [1] * len(kernel_size)), ChannelNorm(out_channels)
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, c_in, ...) -> (b, c_out, ...)."""
-        y = F.leaky_relu(self.norm1(self.conv1(x)))
-        return F.leaky_relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """(b, c_in, ...) -> (b, c_out, ...); zeros where `visible`, a coarser mask, is False."""
+        y = hide(F.leaky_relu(self.norm1(self.conv1(x))), visible)
+        return hide(F.leaky_relu(self.norm2(self.conv2(y)) + self.shortcut(x)), visible)

@@ -2,11 +2,9 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,23 +12,9 @@ from nnunet_plugins.networks.layers.convolution import ChannelNorm, MedNeXtBlock
 from nnunet_plugins.networks.layers.mamba import MambaLayer
 from nnunet_plugins.networks.layers.position import sincos_position
 from nnunet_plugins.networks.released import hymamba_from_released, our_name
+from tests.golden import Golden
 
 CUBE = [3, 3, 3]
-
-
-class Golden:
-    """Tensors and notes of one recorded file."""
-
-    def __init__(self, path: Path) -> None:
-        with safe_open(path, "pt") as file:
-            self.notes = file.metadata()
-            self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def below(self, prefix: str) -> dict[str, Tensor]:
-        return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
 
 
 @pytest.fixture(params=["hymamba_seg_img48", "hymamba_seg_img32_in2_b2"])
