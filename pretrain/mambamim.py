@@ -128,6 +128,11 @@ class MambaMIM(nn.Module):
             norm,
         )
 
+    @property
+    def network(self) -> nn.Module:
+        """What is handed on: the encoder, its parameters named as in the network."""
+        return nn.ModuleDict({"encoder": self.encoder})
+
     def forward(
         self, volume: Tensor, visible: Tensor | None = None, seed: Tensor | None = None
     ) -> Reconstruction:
@@ -141,7 +146,12 @@ class MambaMIM(nn.Module):
         Raises:
             ValueError: If the volume does not divide into tokens or `visible` does not fit it.
         """
-        grid = self.token_grid(volume)
+        if volume.shape[1] != self.encoder.input_channels:
+            raise ValueError(
+                f"the volume has {volume.shape[1]} channels and the encoder was built for "
+                f"{self.encoder.input_channels}"
+            )
+        grid = self.token_grid(volume.shape[2:])
         if visible is None:
             visible = random_visible(len(volume), grid, self.mask_ratio, seed)
         visible = visible.to(volume.device)
@@ -154,20 +164,14 @@ class MambaMIM(nn.Module):
         loss, patch_mean = self.losses(volume, reconstruction, visible)
         return Reconstruction(loss, reconstruction, visible, {"patch_mean": patch_mean})
 
-    def token_grid(self, volume: Tensor) -> tuple[int, ...]:
-        """Tokens along each axis of a volume (b, c, d, h, w).
+    def token_grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Tokens along each axis of a volume of so many voxels (d, h, w).
 
         Raises:
-            ValueError: If the axes or channels do not fit the encoder, or do not divide.
+            ValueError: If the volume has other axes than the encoder or does not divide.
         """
-        size, axes = volume.shape[2:], len(self.encoder.strides[0])
-        if len(size) != axes or volume.shape[1] != self.encoder.input_channels:
-            raise ValueError(
-                f"a volume of shape {tuple(volume.shape)} does not fit an encoder of "
-                f"{self.encoder.input_channels} channels and {axes} axes"
-            )
         factors = torch.tensor(self.encoder.strides).prod(0).tolist()
-        if any(n % f for n, f in zip(size, factors, strict=True)):
+        if len(size) != len(factors) or any(n % f for n, f in zip(size, factors, strict=True)):
             raise ValueError(
                 f"volume {tuple(size)} does not divide into tokens of {tuple(factors)} voxels; "
                 "use a patch of multiples of these"

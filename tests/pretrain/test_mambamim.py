@@ -113,7 +113,7 @@ def test_nothing_leaks_from_hidden_voxels(case, batch, bottom_up):
     network, image = case
     objective = MambaMIM(network, bottom_up=bottom_up)
     volume = torch.randn(batch, *image)
-    visible = random_visible(batch, objective.token_grid(volume), 0.75)
+    visible = random_visible(batch, objective.token_grid(image[1:]), 0.75)
     shown = torch.nn.functional.interpolate(visible.float(), size=image[1:]).bool()
     changed = torch.where(shown, volume, 100 * torch.randn_like(volume))
     assert not torch.equal(volume, changed)
@@ -129,7 +129,7 @@ def test_visible_features_are_zero_elsewhere(case):
     network, image = case
     objective = MambaMIM(network)
     volume = torch.randn(2, *image)
-    visible = random_visible(2, objective.token_grid(volume), 0.5)
+    visible = random_visible(2, objective.token_grid(image[1:]), 0.5)
     for features in encoder_features(objective, volume, visible):
         shown = torch.nn.functional.interpolate(visible.float(), size=features.shape[2:]).bool()
         hidden = features.masked_select(~shown)
@@ -154,7 +154,7 @@ def test_every_parameter_learns(case, toki, normalize):
     network, image = case
     objective = MambaMIM(network, toki=toki, normalize=normalize)
     volume = torch.randn(2, *image)
-    visible = torch.zeros(2, 1, *objective.token_grid(volume), dtype=torch.bool)
+    visible = torch.zeros(2, 1, *objective.token_grid(image[1:]), dtype=torch.bool)
     visible.flatten(1)[:, 1:-1:3] = True  # "as_released" reads its token at hidden ends
     objective(volume, visible).loss.backward()
     idle = [
@@ -263,8 +263,8 @@ def test_released_checkpoints_that_do_not_fit(shared):
     ("volume", "visible", "message"),
     [
         ((1, 1, 15, 16, 16), None, "does not divide into tokens of \\(4, 4, 4\\)"),
-        ((1, 2, 16, 16, 16), None, "does not fit an encoder of 1 channels and 3 axes"),
-        ((1, 1, 16, 16), None, "does not fit an encoder"),
+        ((1, 2, 16, 16, 16), None, "has 2 channels and the encoder was built for 1"),
+        ((1, 1, 16, 16), None, "does not divide into tokens"),
         ((2, 1, 16, 16, 16), torch.ones(2, 1, 4, 4, 2, dtype=torch.bool), "needs torch.bool"),
         ((2, 1, 16, 16, 16), torch.ones(2, 1, 4, 4, 4), "is torch.float32"),
     ],

@@ -1,0 +1,1 @@
+"""What `python -m pretrain` can do, a module a command."""

@@ -1,0 +1,44 @@
+"""Named settings of whole pretraining runs, as data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+INTENSITIES: Mapping[str, Mapping[str, Any]] = {
+    "ct": {"kind": "window", "low": -175.0, "high": 250.0},
+    "mr": {"kind": "percentiles", "low": 0.5, "high": 99.5},
+    "zscore": {"kind": "zscore"},
+}
+"""Scalings of intensities by their name on the command line."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A run: what it is for, and the options that it sets."""
+
+    purpose: str
+    options: Mapping[str, Any]
+    """Of the command line; what the user gives comes before."""
+
+
+VOLUMES: Mapping[str, Preset] = {
+    "ct": Preset(
+        "the paper's, with the released code's where the paper is silent; for a GPU",
+        {
+            "network": "hymamba", "patch": (96, 96, 96), "spacing": (1.5, 1.5, 1.5),
+            "intensity": "ct", "epochs": 100, "batch_size": 8, "lr": 1e-4, "warmup": 0.4,
+            "final_lr": 1e-3, "weight_decay": 0.04, "final_weight_decay": 0.2, "clip": 5.0,
+            "workers": 4, "picture_every": 5,
+        },
+    ),
+    "quick": Preset(
+        "a small network, minutes on a CPU",
+        {
+            "network": "hymamba_small", "patch": (48, 48, 48), "spacing": (1.5, 1.5, 1.5),
+            "intensity": "mr", "epochs": 20, "batch_size": 4, "lr": 2e-3, "warmup": 0.1,
+            "final_lr": 1e-2, "weight_decay": 0.05, "final_weight_decay": 0.05, "clip": 5.0,
+            "workers": 0, "picture_every": 2, "crops": 1,
+        },
+    ),
+}  # fmt: skip
+"""Of `python -m pretrain mambamim`."""
