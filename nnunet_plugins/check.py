@@ -44,7 +44,7 @@ def check_images(folder: Path) -> list[str]:
     files = sorted(file for file in folder.iterdir() if file.is_file())
     if not files:
         raise FileNotFoundError(f"{folder} holds no files; give a raw dataset or images")
-    found = (_file_problem(file) for file in tqdm(files, desc="Reading files", unit="file"))
+    found = (file_problem(file) for file in tqdm(files, desc="Reading files", unit="file"))
     return [problem for problem in found if problem]
 
 
@@ -89,7 +89,7 @@ def _case_problems(files: dict[str, Any], description: dict[str, Any]) -> Iterat
     if len(files["images"]) != channels:
         yield f"{len(files['images'])} image files where dataset.json names {channels} channels"
         return
-    broken = [_file_problem(Path(file)) for file in (*files["images"], files["label"])]
+    broken = [file_problem(Path(file)) for file in (*files["images"], files["label"])]
     if any(broken):
         yield from filter(None, broken)
         return
@@ -111,7 +111,7 @@ def _case_problems(files: dict[str, Any], description: dict[str, Any]) -> Iterat
         yield f"the label holds {strange[:5]}, dataset.json only {sorted(known)}"
 
 
-def _file_problem(file: Path) -> str | None:
+def file_problem(file: Path) -> str | None:
     """What is wrong with one file, read to its end; None if nothing is."""
     try:
         voxels = _voxels(file)

@@ -16,7 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from nnunet_plugins.optimization import WarmupPolyLR, decay_groups
+from nnunet_plugins.optimization import WarmupPolyLR, cpu_has_bfloat16, decay_groups
 
 FOLDS = 5
 """nnU-Net's folds of a cross-validation."""
@@ -208,7 +208,7 @@ class MambaTrainer(nnUNetTrainer):
         """Mixed precision for training: float16 on CUDA as nnU-Net has it, bfloat16 on CPUs."""
         if self.device.type == "cuda":
             return torch.autocast("cuda")
-        if self.device.type == "cpu" and _cpu_has_bfloat16():
+        if self.device.type == "cpu" and cpu_has_bfloat16():
             return torch.autocast("cpu", torch.bfloat16)
         return contextlib.nullcontext()
 
@@ -242,12 +242,6 @@ def refuse_non_finite(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 def _each(tensors: Tensor | list[Tensor], change: Callable[[Tensor], Tensor]) -> Any:
     """A change to a tensor, or to every tensor of a list."""
     return [change(x) for x in tensors] if isinstance(tensors, list) else change(tensors)
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware, where it halves the time of a step."""
-    query = getattr(torch.cpu, "get_capabilities", dict)  # since torch 2.10
-    return any(query().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @contextlib.contextmanager

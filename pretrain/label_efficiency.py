@@ -223,7 +223,7 @@ def _write(summary: Summary, folder: Path) -> None:
 
 
 def _interval(values: Sequence[float]) -> str:
-    return f"{mean(values):.3f} ± {_half_width(values):.3f}"
+    return f"{mean(values):.3f} +/- {_half_width(values):.3f}"
 
 
 def _half_width(values: Sequence[float]) -> float:

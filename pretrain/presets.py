@@ -37,7 +37,7 @@ VOLUMES: Mapping[str, Preset] = {
             "network": "hymamba_small", "patch": (48, 48, 48), "spacing": (1.5, 1.5, 1.5),
             "intensity": "mr", "epochs": 20, "batch_size": 4, "lr": 2e-3, "warmup": 0.1,
             "final_lr": 1e-2, "weight_decay": 0.05, "final_weight_decay": 0.05, "clip": 5.0,
-            "workers": 0, "picture_every": 2, "crops": 1,
+            "workers": 0, "picture_every": 2, "crops": 1, "precision": "auto",
         },
     ),
 }  # fmt: skip

@@ -18,6 +18,7 @@ MAY_NOT_IMPORT = {
         "nnunetv2",
     },
     "nnunet_plugins/trainers": {"pretrain", "nnunet_plugins.demo", "nnunet_plugins.cli"},
+    "nnunet_plugins/bundle": {"pretrain", "nnunet_plugins.demo", "nnunet_plugins.cli"},
     "nnunet_plugins/planners": {"pretrain", "nnunet_plugins.demo", "nnunet_plugins.trainers"},
     "pretrain": {"nnunet_plugins.trainers", "nnunet_plugins.demo", "nnunetv2"},
 }

@@ -25,6 +25,8 @@ from nnunet_plugins.networks.layers.visibility import hide
 
 PAPER_WIDTHS = (32, 64, 128, 192, 384)
 """Channels of each stage in the paper, finest first."""
+SMALL_WIDTHS = (16, 16, 32, 64, 80)
+"""Channels of a network small enough to be trained on a CPU."""
 
 
 class HyMamba(SegmentationNetwork):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+from nnunet_plugins.networks.hymamba import SMALL_WIDTHS
 from nnunet_plugins.trainers.HyMambaTrainer import HyMambaTrainer
 
 
@@ -20,4 +21,4 @@ class HyMambaTrainer_small(HyMambaTrainer):
         "save_every": 1,
     }
     max_batch_size: ClassVar[int | None] = 2
-    widths: ClassVar[Sequence[int]] = (16, 16, 32, 64, 80)
+    widths: ClassVar[Sequence[int]] = SMALL_WIDTHS

@@ -6,9 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from mamba_kernels.scan_order import SCAN_ORDERS
+from nnunet_plugins.optimization import cpu_has_bfloat16
 from pretrain.blueprint import NETWORKS, Blueprint
 from pretrain.engine import pretrain
 from pretrain.mambamim import FILLS, MambaMIM
@@ -42,8 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if field.name == "betas":
             group.add_argument(flag, type=float, nargs=2)
         else:
-            choices = CHOICES.get(field.name)
-            group.add_argument(flag, type=type(field.default), choices=choices)
+            choices = CHOICES.get(field.name, ())
+            if field.name == "precision":
+                choices = ("auto", *choices)
+            group.add_argument(flag, type=type(field.default), choices=choices or None)
 
 
 def _add_network_arguments(group: Any) -> None:
@@ -87,8 +91,15 @@ def run(args: argparse.Namespace) -> int:
     preset = VOLUMES[args.preset].options
     chosen = {name: value for name, value in vars(args).items() if value is not None}
     plan = read_plan(args.plans, args.configuration) if args.plans else None
+    if plan and (args.spacing or args.intensity):
+        raise ValueError(
+            "with --plans, spacing and intensities are the plan's; leave out --spacing and "
+            "--intensity, or the plans"
+        )
     options = {**preset, **_of_plan(plan, args.channels), **chosen}
     folder: Path = args.out or Path("runs") / f"mambamim_{args.preset}"
+    if options.get("precision") == "auto":
+        options["precision"] = "bf16" if cpu_has_bfloat16() else "no"
     settings = Settings.from_dict(
         {f.name: options[f.name] for f in fields(Settings) if f.name in options}
     )
@@ -97,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
         scan_order=args.scan_order, bidirectional=not args.unidirectional,
     )  # fmt: skip
     dataset = _dataset(args, options, folder)
-    objective_options = {name: options.get(name) for name in OBJECTIVE}
+    objective_options: dict[str, Any] = {name: options.get(name) for name in OBJECTIVE}
+    torch.manual_seed(settings.seed)
     objective = MambaMIM(blueprint.build(), **objective_options)
     objective.token_grid(options["patch"])
     findings = dataset.findings
@@ -120,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
         metadata={"objective": "mambamim", "network": blueprint.plain(),
                   "preparation": findings.preparation.plain()},
     )  # fmt: skip
+    for one in dataset.left_out():
+        print(f"left out when it was read: {one}")
     print(
         f"The weights are in {folder / 'best.safetensors'}. Hand them on with "
         f"python -m pretrain export {folder} --to nnunet --plans ... or --to bundle."

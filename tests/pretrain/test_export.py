@@ -1,4 +1,4 @@
-"""Weights leave pretraining as files that nnU-Net and our bundles take, or with a sentence why not."""
+"""Pretrained weights leave as files that nnU-Net and our bundles take, or it is said why not."""
 
 import json
 

@@ -41,7 +41,7 @@ def test_shares_are_nested_and_validation_is_always_the_same(study, tmp_path):
 
 def test_a_dataset_that_is_not_preprocessed(study, tmp_path):
     (study.preprocessed / study.dataset / "splits_final.json").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no splits_final.json"):
+    with pytest.raises(FileNotFoundError, match="holds no splits_final"):
         _write_dataset(study, tmp_path / "out")
 
 
@@ -55,6 +55,6 @@ def test_the_table_pairs_seeds():
     assert summary.dice("scratch", 10) == [0.5, 0.7, 0.6]
     row = summary.table().splitlines()[2]
     # 95 % of Student's t with two degrees of freedom is 4.303; the deviation is 0.1
-    assert row == "| 10 % | 3 | 0.600 ± 0.248 | 0.700 ± 0.248 | 0.100 ± 0.000 |"
+    assert row == "| 10 % | 3 | 0.600 +/- 0.248 | 0.700 +/- 0.248 | 0.100 +/- 0.000 |"
     assert mean(summary.dice("pretrained", 10)) == pytest.approx(0.7)
     assert len(summary.plot().axes[0].get_lines()) >= 2

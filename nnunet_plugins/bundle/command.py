@@ -1,0 +1,98 @@
+"""What `python -m monai.bundle run` calls: errors a user can mend are one sentence, not a stack.
+
+MONAI wraps every error of a configuration in its own. A `SystemExit` passes through, so these
+functions end the command with the sentence; other programs that read a bundle call its engines.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine
+
+from nnunet_plugins.bundle.cases import cases_of_fold, images_to_predict
+from nnunet_plugins.bundle.plan import Plan
+
+MENDABLE = (OSError, ValueError, RuntimeError)
+
+
+def find_bundle_root(name: str) -> str:
+    """Folder of the bundle: here, below here, or in a checkout's `bundles`.
+
+    Where it is in none of these, the folder in which it would lie here; its missing files are
+    then named by who needs them.
+    """
+    candidates = [".", name, f"bundles/{name}"]
+    found = (c for c in candidates if Path(c, "configs", "inference.json").is_file())
+    return next(found, ".")
+
+
+def default_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def load_plan(bundle_root: str, configuration: str) -> Plan:
+    """The plan that lies in a bundle's configs."""
+    with one_sentence():
+        configs = Path(bundle_root, "configs")
+        if not (configs / "plans.json").is_file():
+            raise FileNotFoundError(
+                f"{configs}/plans.json does not exist; run this inside the bundle's folder or "
+                "name that with --bundle_root"
+            )
+        return Plan(configs, configuration)
+
+
+def check_weights(path: str) -> None:
+    """End the command if there are no weights."""
+    with one_sentence():
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist, this bundle has no weights yet; put those of a training "
+                "into a bundle with `mambamed export-bundle --results RESULTS_FOLDER --out "
+                "BUNDLE`, train with configs/train.json, or name another file with --ckpt_path"
+            )
+
+
+def list_images(folder: str, plan: Plan) -> list[dict]:
+    """`images_to_predict`, ending the command if there are none."""
+    with one_sentence():
+        return images_to_predict(folder, plan)
+
+
+def list_cases(folder: str, plan: Plan, part: str, fold: int | str = 0) -> list[dict]:
+    """`cases_of_fold`, ending the command if there are none."""
+    with one_sentence():
+        return cases_of_fold(folder, plan, part, fold)
+
+
+def run(engine: Engine) -> None:
+    """Run a trainer or an evaluator."""
+    try:
+        with one_sentence():
+            engine.run()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn an error a user can mend into the end of the program, with its first cause."""
+    try:
+        yield
+    except MENDABLE as error:
+        cause = first_cause(error)
+        if not isinstance(cause, MENDABLE) or not str(cause).strip():
+            raise
+        raise SystemExit(str(cause)) from error
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The error that others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,0 +1,182 @@
+"""The first pass over all scans: what can be learned from, what is left out and why."""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from pretrain.volumes.preparation import Preparation
+from pretrain.volumes.reading import (
+    Size,
+    UnusableScan,
+    check_size,
+    read_channels,
+    read_geometry,
+)
+from pretrain.volumes.scans import Scan
+
+NAMED = 10
+"""So many bad files are named in an error."""
+END = 4096
+"""Bytes at either end of a file that its content is known by; .gz ends with a check sum."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A scan that is used.
+
+    Args:
+        scan: Its files.
+        identity: Digest of their paths, sizes and times of change: the key of the cache.
+        content: Digest of their sizes, beginnings and ends: the same for a copy elsewhere.
+        shape: Voxels along (d, h, w) after preparation, before the foreground is cut out.
+    """
+
+    scan: Scan
+    identity: str
+    content: str
+    shape: Size
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A scan that is not used, and the reason."""
+
+    scan: Scan
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.scan}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the first pass found, in the order of the scans, for one preparation."""
+
+    kept: tuple[Kept, ...]
+    left_out: tuple[LeftOut, ...]
+    preparation: Preparation
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what is learned from: a copy of the data has the same, changed data has not.
+
+        It covers the order, names below the common folder, content (`Kept.content`) and weights of
+        the scans kept, and the preparation.
+        """
+        top = os.path.commonpath([os.path.dirname(kept.scan.files[0]) for kept in self.kept])
+        scans = [
+            [os.path.relpath(kept.scan.path, top), kept.content, kept.scan.series, kept.scan.weight]
+            for kept in self.kept
+        ]
+        return _digest([scans, self.preparation.plain()])
+
+
+def first_pass(
+    scans: list[Scan],
+    preparation: Preparation,
+    *,
+    check: Literal["headers", "voxels"] = "headers",
+    on_bad: Literal["leave_out", "stop"] = "leave_out",
+    workers: int = 4,
+) -> Findings:
+    """Look through all scans, with a progress bar.
+
+    Args:
+        scans: What `find_scans` gave.
+        preparation: What will be done to them; its spacing decides their size.
+        check: "headers" looks at sizes and spacings; "voxels" also reads every file to its end and
+            refuses truncated, not finite and constant ones, as is else done at first use.
+        on_bad: "leave_out" bad scans, or "stop" and name them.
+        workers: Threads. With "voxels" each holds one scan in memory.
+
+    Raises:
+        ValueError: If every scan is bad, or one is and `on_bad` is "stop".
+    """
+    if check not in ("headers", "voxels"):
+        raise ValueError(f"check is {check!r}; give 'headers' or 'voxels'")
+    if on_bad not in ("leave_out", "stop"):
+        raise ValueError(f"on_bad is {on_bad!r}; give 'leave_out' or 'stop'")
+    look = partial(_look, preparation=preparation, voxels=check == "voxels")
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        found = list(
+            tqdm(
+                pool.map(look, scans),
+                desc=f"Checking {check}",
+                total=len(scans),
+                unit="scan",
+                disable=None,
+            )
+        )
+    kept = tuple(one for one in found if isinstance(one, Kept))
+    left_out = tuple(one for one in found if isinstance(one, LeftOut))
+    if left_out and (on_bad == "stop" or not kept):
+        named = "\n".join(map(str, left_out[:NAMED]))
+        more = f"\nand {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+        raise ValueError(f"{len(left_out)} of {len(scans)} scans cannot be used:\n{named}{more}")
+    if not kept:
+        raise ValueError("there are no scans to look through; give some")
+    return Findings(kept, left_out, preparation)
+
+
+def describe(findings: Findings) -> dict[str, Any]:
+    """The findings as plain JSON, for the run's folder; `find_scans` reads it as a manifest."""
+    return {
+        "fingerprint": findings.fingerprint,
+        "preparation": findings.preparation.plain(),
+        "scans": [
+            {
+                "path": kept.scan.path,
+                "series": kept.scan.series,
+                "weight": kept.scan.weight,
+                "shape": list(kept.shape),
+                "identity": kept.identity,
+                "content": kept.content,
+            }
+            for kept in findings.kept
+        ],
+        "left_out": [
+            {"path": bad.scan.path, "series": bad.scan.series, "reason": bad.reason}
+            for bad in findings.left_out
+        ],
+    }
+
+
+def identity(scan: Scan) -> str:
+    """Digest of the paths, sizes and times of change of a scan's files."""
+    stats = [(file, os.stat(file)) for file in scan.files]
+    return _digest([[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats])
+
+
+def _look(scan: Scan, preparation: Preparation, voxels: bool) -> Kept | LeftOut:
+    try:
+        if voxels:
+            read_channels(scan, preparation.channels)
+        shape, spacing = preparation.shape_of(read_geometry(scan, preparation.channels))
+        check_size(shape, spacing)
+        return Kept(scan, identity(scan), _content(scan), shape)
+    except UnusableScan as error:
+        return LeftOut(scan, str(error))
+    except OSError as error:
+        return LeftOut(scan, f"it cannot be read: {error.strerror}")
+
+
+def _content(scan: Scan) -> str:
+    parts: list[Any] = []
+    for file in scan.files:
+        size = os.path.getsize(file)
+        with open(file, "rb") as stream:
+            ends = stream.read(END)
+            stream.seek(max(0, size - END))
+            ends += stream.read(END)
+        parts.append([size, hashlib.sha256(ends).hexdigest()])
+    return _digest(parts)
+
+
+def _digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
