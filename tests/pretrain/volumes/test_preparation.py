@@ -83,7 +83,9 @@ def test_zscore_is_nnunets(border):
 def test_standard_is_nnunets_for_ct():
     array = blob().astype(np.float32) * 3 - 500
     figures = {"percentile_00_5": -400.0, "percentile_99_5": 80.0, "mean": 20.0, "std": 35.0}
-    want = CTNormalization(use_mask_for_norm=False, intensityproperties=figures).run(array[None].copy())
+    want = CTNormalization(use_mask_for_norm=False, intensityproperties=figures).run(
+        array[None].copy()
+    )
     names = {"low": "percentile_00_5", "high": "percentile_99_5", "mean": "mean", "std": "std"}
     intensity = {"kind": "standard"} | {name: figures[key] for name, key in names.items()}
     volume, foreground = prepare([image(array)], as_stored(intensity=intensity))
