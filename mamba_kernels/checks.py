@@ -121,6 +121,33 @@ def check_scan(
         check_groups(B, d)
 
 
+def checked_order(order: Tensor, x: Tensor) -> Tensor:
+    """An order of the tokens of `x` (b, d, l), refused unless its shape and dtype are right.
+
+    Returns it as int64 without gaps on the device of `x`. Whether it is a permutation is not yet
+    known: the compiled library checks that itself, others call `check_permutation`.
+    """
+    integers = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+    length = x.shape[2]
+    if order.shape != (length,) or order.dtype not in integers:
+        raise ValueError(
+            f"an order has shape {tuple(order.shape)} and dtype {order.dtype}; "
+            f"expected ({length},) integers: the token at each position of the scan"
+        )
+    return order.to(x.device, torch.int64).contiguous()
+
+
+def check_permutation(order: Tensor) -> None:
+    """Refuse what is no permutation of its length; compiled code cannot tell."""
+    if torch.compiler.is_compiling():
+        return
+    if not torch.equal(order.sort().values, torch.arange(len(order), device=order.device)):
+        raise ValueError(
+            f"an order is no permutation of the tokens: each of 0 to {len(order) - 1} "
+            "must occur once"
+        )
+
+
 def _check_dtype(name: str, x: Tensor) -> None:
     if x.dtype not in FLOATING:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -41,16 +42,24 @@ class Backend(Generic[Function]):
             so a slow answer has to be cached by the backend itself.
         devices: Types of device it runs on. None for all.
         refuses: Given the arguments of `run`, what of them it cannot take, or None.
+        forward_mode: Whether tangents of forward-mode differentiation pass through it.
     """
 
     run: Function
     missing: Callable[[], str | None] = _nothing
     devices: frozenset[str] | None = None
     refuses: Callable[..., str | None] = _nothing
+    forward_mode: bool = False
 
     def runs_on(self, device: torch.device) -> bool:
         """Whether this backend is for tensors on `device`."""
         return self.devices is None or device.type in self.devices
+
+    def refusal(self, *arguments: Any) -> str | None:
+        """What of the arguments of `run` this backend cannot take, or None."""
+        if not self.forward_mode and have_tangents(arguments):
+            return "operands with tangents, for it has no forward-mode differentiation"
+        return self.refuses(*arguments)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
@@ -58,6 +67,18 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def have_tangents(arguments: Iterable[Any]) -> bool:
+    """Whether any tensor among these, or in lists and tuples of them, is a dual number."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(
+        forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+        if isinstance(x, torch.Tensor)
+        else isinstance(x, list | tuple) and have_tangents(x)
+        for x in arguments
+    )
 
 
 def refuse_create_graph() -> None:
@@ -109,7 +130,7 @@ def choose(
             f"backend {name!r} does not run on device {device}; "
             f"move the tensors to one of {sorted(backend.devices or ())} or choose 'auto'"
         )
-    refusal = backend.refuses(*arguments)
+    refusal = backend.refusal(*arguments)
     if refusal is not None:
         raise ValueError(f"backend {name!r} cannot take {refusal}: choose 'auto' or change that")
     return backend.run
@@ -126,7 +147,7 @@ def _best(
         why = backend.missing()
         if why is not None:
             missing.append(f"{name} ({why})")
-        elif backend.refuses(*arguments) is None:
+        elif backend.refusal(*arguments) is None:
             if missing and backend.devices is None and not torch.compiler.is_compiling():
                 warnings.warn(  # which Python shows once
                     f"mamba_kernels runs more slowly, without: {', '.join(missing)}", stacklevel=4

@@ -11,12 +11,11 @@ from typing import Literal, Protocol, overload
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mamba_kernels.causal_conv1d import cpu_backend, reference, torch_backend
-from mamba_kernels.checks import check_operands, check_rank
-from mamba_kernels.dispatch import FORCED, Backend, choose, without_autocast
-from mamba_kernels.native.library import missing, takes
+from mamba_kernels.checks import check_operands, check_rank, checked_order
+from mamba_kernels.dispatch import Backend, choose, without_autocast
+from mamba_kernels.native.library import missing
 
 __all__ = ["BACKENDS", "causal_conv1d", "causal_conv1d_update"]
 
@@ -32,13 +31,30 @@ class Convolution(Protocol):
         initial_state: Tensor | None,
         silu: bool,
         reverse: bool,
+        order: Tensor | None,
     ) -> tuple[Tensor, Tensor]: ...
 
 
 BACKENDS: dict[str, Backend[Convolution]] = {  # best first
     "cpu": Backend(cpu_backend.causal_conv1d, missing, frozenset({"cpu"}), cpu_backend.refuses),
     "torch": Backend(torch_backend.causal_conv1d),
-    "reference": Backend(reference.causal_conv1d),
+    "reference": Backend(reference.causal_conv1d, forward_mode=True),
+}
+
+
+class Update(Protocol):
+    """What a backend is: `causal_conv1d_update` has the contract."""
+
+    def __call__(
+        self, x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+    ) -> Tensor: ...
+
+
+UPDATES: dict[str, Backend[Update]] = {  # best first
+    "cpu": Backend(
+        cpu_backend.causal_conv1d_update, missing, frozenset({"cpu"}), cpu_backend.refuses_update
+    ),
+    "torch": Backend(torch_backend.causal_conv1d_update, forward_mode=True),
 }
 
 
@@ -51,6 +67,7 @@ def causal_conv1d(
     activation: Literal["silu"] | None = None,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    order: Tensor | None = None,
     return_last_state: Literal[False] = False,
     backend: str = "auto",
 ) -> Tensor: ...
@@ -65,6 +82,7 @@ def causal_conv1d(
     activation: Literal["silu"] | None = None,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    order: Tensor | None = None,
     return_last_state: Literal[True],
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...
@@ -78,6 +96,7 @@ def causal_conv1d(
     activation: Literal["silu"] | None = None,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    order: Tensor | None = None,
     return_last_state: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -95,6 +114,9 @@ def causal_conv1d(
         initial_state: The k - 1 inputs before the first token in the order of the scan, (b, d,
             k - 1), the nearest one last; with `reverse` they follow in time. Zeros if None.
         reverse: Scan from the last token to the first: each token sees those after it.
+        order: The token at each position of the scan, (l,), integers, a permutation such as
+            `mamba_kernels.scan_order` makes: each token sees those at positions before its own
+            (after it with `reverse`), and outputs stay at their tokens. Their own order if None.
         return_last_state: Also return the last k - 1 inputs in the order of the scan.
         backend: One of `available_backends()`, or "auto" for the best one here.
 
@@ -103,14 +125,16 @@ def causal_conv1d(
         (b, d, k - 1) in the dtype of `x`. Both are differentiable.
 
     Raises:
-        ValueError: Shapes or devices do not fit, there is no token, or the activation or
-            backend is unknown.
+        ValueError: Shapes or devices do not fit, there is no token, `order` is no permutation, or
+            the activation or backend is unknown.
         TypeError: An operand is no tensor or has an unsupported dtype.
     """
     check_rank("x", x, "b, d, l")
     b, d, _ = x.shape
     _check(x, weight, bias, "initial_state", initial_state, (b, d), activation)
-    arguments = (x, weight, bias, initial_state, activation == "silu", reverse)
+    if order is not None:
+        order = checked_order(order, x)
+    arguments = (x, weight, bias, initial_state, activation == "silu", reverse, order)
     run = choose(BACKENDS, backend, x.device, *arguments)
     with without_autocast(x.device):
         y, state = run(*arguments)
@@ -142,26 +166,15 @@ def causal_conv1d_update(
         Output (b, d) in the dtype of `x`.
 
     Raises:
-        ValueError: Shapes or devices do not fit, or the activation is unknown.
+        ValueError: Shapes or devices do not fit, the activation is unknown, or the backend that
+            `use_backend` forces cannot take the operands.
         TypeError: An operand is no tensor or has an unsupported dtype.
     """
     check_rank("x", x, "b, d")
     b, d = x.shape
     _check(x, weight, bias, "state", state, (b, d), activation)
-    operands = (x, state, weight, bias)
-    if (
-        FORCED.name in (None, "cpu")
-        and takes(*operands)
-        and weight.shape[1] <= cpu_backend.MOST_TAPS
-    ):
-        return cpu_backend.causal_conv1d_update(*operands, activation == "silu")
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    window = torch.cat([state.to(dtype), x.to(dtype).unsqueeze(-1)], dim=-1)
-    state.copy_(window[..., 1:])
-    y = (window * weight.to(dtype)).sum(-1)
-    if bias is not None:
-        y = y + bias.to(dtype)
-    return (F.silu(y) if activation == "silu" else y).to(x.dtype)
+    arguments = (x, state, weight, bias, activation == "silu")
+    return choose(UPDATES, "auto", x.device, *arguments)(*arguments)
 
 
 def _check(

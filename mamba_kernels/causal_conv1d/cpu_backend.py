@@ -32,6 +32,13 @@ def refuses(
     return f"{taps} taps, more than {MOST_TAPS}" if taps > MOST_TAPS else None
 
 
+def refuses_update(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
+) -> str | None:
+    """What the library does not have of these operands, or None."""
+    return refuses(x, weight, bias, state)
+
+
 def causal_conv1d(
     x: Tensor,
     weight: Tensor,
@@ -39,14 +46,9 @@ def causal_conv1d(
     initial_state: Tensor | None,
     silu: bool,
     reverse: bool,
-    *,
-    order: Tensor | None = None,
+    order: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.causal_conv1d`. Gradients can be taken once, not of gradients.
-
-    Args:
-        order: The token at each position of the scan, (l,) int32, a permutation.
-    """
+    """See `reference.causal_conv1d`. Gradients can be taken once, not of gradients."""
     y, last = torch.ops.mambamed.conv_forward(x, weight, bias, initial_state, order, silu, reverse)
     return y, last
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mamba_kernels.checks import check_permutation
+
 
 def causal_conv1d(
     x: Tensor,
@@ -19,6 +21,7 @@ def causal_conv1d(
     initial_state: Tensor | None,
     silu: bool,
     reverse: bool,
+    order: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Convolve and return the outputs and the last state.
 
@@ -30,7 +33,8 @@ def causal_conv1d(
         bias: (d,). Zeros if None.
         initial_state: The k - 1 inputs before the first token, (b, d, k - 1). Zeros if None.
         silu: Whether SiLU follows.
-        reverse: Scan from the last token to the first.
+        reverse: Scan from the last position to the first.
+        order: The token at each position, (l,) int64. Position is token if None.
 
     Returns:
         Outputs (b, d, l) and the last k - 1 inputs (b, d, k - 1), both in the dtype of `x`.
@@ -41,8 +45,13 @@ def causal_conv1d(
     if initial_state is None:
         initial_state = x.new_zeros(b, d, k - 1)
     window = list(initial_state.to(dtype).unbind(-1))
+    if order is None:
+        tokens = list(range(l))
+    else:
+        check_permutation(order)
+        tokens = order.tolist()
     outputs = {}
-    for t in reversed(range(l)) if reverse else range(l):
+    for t in reversed(tokens) if reverse else tokens:
         window.append(x[..., t].to(dtype))
         y = torch.zeros_like(window[-1]) if bias is None else bias.to(dtype).expand(b, d)
         for tap, value in zip(weight.to(dtype).unbind(-1), window, strict=True):

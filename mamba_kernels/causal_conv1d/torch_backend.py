@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mamba_kernels.checks import check_permutation
 from mamba_kernels.dispatch import refuse_create_graph
 
 
@@ -24,8 +25,13 @@ def causal_conv1d(
     initial_state: Tensor | None,
     silu: bool,
     reverse: bool,
+    order: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.causal_conv1d`. Gradients can be taken once, not of gradients."""
+    if order is not None:
+        check_permutation(order)
+        y, last = causal_conv1d(x[..., order], weight, bias, initial_state, silu, reverse, None)
+        return y[..., torch.argsort(order)], last
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     past = weight.shape[1] - 1
     if initial_state is None:
@@ -49,6 +55,19 @@ def causal_conv1d(
         y = _convolve(*operands)
         y = F.silu(y, inplace=True) if silu else y
     return y.to(x.dtype), last.to(x.dtype)
+
+
+def causal_conv1d_update(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> Tensor:
+    """See `causal_conv1d.causal_conv1d_update`."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    window = torch.cat([state.to(dtype), x.to(dtype).unsqueeze(-1)], dim=-1)
+    state.copy_(window[..., 1:])
+    y = (window * weight.to(dtype)).sum(-1)
+    if bias is not None:
+        y = y + bias.to(dtype)
+    return (F.silu(y) if silu else y).to(x.dtype)
 
 
 class _Convolution(torch.autograd.Function):

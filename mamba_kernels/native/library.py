@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import c_char_p, c_int64, c_void_p
 from pathlib import Path
@@ -44,8 +44,8 @@ class Layout:
 
 Scan = Layout(
     "i:batch,channels,tokens,states,groups,slab,softplus,reverse p:order "
-    "a:u,delta,z,B,C p:A,D,bias,initial a:plus,y p:last,checkpoints "
-    "a:grad_y p:grad_last a:grad_u,grad_delta,grad_z,grad_plus "
+    "a:u,delta,z,B,C p:A,D,bias,initial a:residual,y p:last,checkpoints "
+    "a:grad_y p:grad_last a:grad_u,grad_delta,grad_z i:adds_u "
     "p:grad_B,grad_C,grad_A,grad_D,grad_bias,grad_initial",
 )
 Conv = Layout(
@@ -53,13 +53,15 @@ Conv = Layout(
     "a:grad_y,grad_last,grad_x,grad_initial,grad_weight,grad_bias"
 )
 LAYOUTS = {"mk_scan_size": Scan, "mk_conv_size": Conv}
-FUNCTIONS = (
-    "mk_scan_forward",
-    "mk_scan_backward",
-    "mk_scan_step",
-    "mk_conv_forward",
-    "mk_conv_backward",
-)
+FUNCTIONS = {  # and how many numbers they take after the structures
+    "mk_scan_forward": 2,
+    "mk_scan_backward": 2,
+    "mk_multi_forward": 3,
+    "mk_multi_backward": 3,
+    "mk_scan_step": 2,
+    "mk_conv_forward": 2,
+    "mk_conv_backward": 2,
+}
 
 
 def load(path: Path) -> ctypes.CDLL | str:
@@ -71,9 +73,9 @@ def load(path: Path) -> ctypes.CDLL | str:
         library.mk_isa.restype = c_char_p
         library.mk_isa.argtypes = [c_int64]
         library.mk_exp.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_int64]
-        for name in FUNCTIONS:
+        for name, numbers in FUNCTIONS.items():
             function = getattr(library, name)
-            function.argtypes = [c_void_p, c_int64, c_int64]
+            function.argtypes = [c_void_p, *[c_int64] * numbers]
             function.restype = c_int64
         same = all(getattr(library, n)() == 8 * layout.words for n, layout in LAYOUTS.items())
     except (OSError, AttributeError) as error:
@@ -89,13 +91,6 @@ LIBRARY = load(Path(__file__).parent / NAMES.get(sys.platform, "libmambamed_kern
 def missing() -> str | None:
     """Why there is no library here, or None if there is one."""
     return LIBRARY if isinstance(LIBRARY, str) else None
-
-
-def takes(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether there is a library, and these operands of one device are what it computes with."""
-    if isinstance(LIBRARY, str) or not x.is_cpu or x.dtype not in DTYPES:
-        return False
-    return all(other is None or other.dtype in DTYPES for other in others)
 
 
 def instruction_sets() -> dict[str, int]:
@@ -137,6 +132,11 @@ class Call:
         self.words = [*numbers, *[0] * (layout.words - len(numbers))]
         self.kept: list[Tensor] = []  # alive until the call is over
 
+    def set(self, **numbers: int) -> None:
+        """Set arguments that are numbers."""
+        for name, number in numbers.items():
+            self.words[self.layout.at[name]] = number
+
     def point(self, **contiguous: Tensor | None) -> None:
         """Set arguments that are arrays without gaps, of the dtype that api.h names."""
         for name, x in contiguous.items():
@@ -156,25 +156,40 @@ class Call:
         at = self.layout.at[name]
         self.words[at : at + 2 + len(stride)] = (x.data_ptr(), DTYPES[x.dtype], *stride)
 
+    def packed(self) -> bytes:
+        """The structure as the library reads it."""
+        return self.layout.pack(*self.words)
+
     def run(self, function: str, work: int) -> None:
-        """Compute.
+        """Compute: see `_run`."""
+        _run(function, work, self.packed())
 
-        Args:
-            function: One of `FUNCTIONS`.
-            work: Multiply-adds, about: little of it is not spread over threads.
 
-        Raises:
-            MemoryError: There is no room for scratch.
-            ValueError: The order is no permutation.
-        """
-        threads = min(torch.get_num_threads(), 1 + work // WORK_PER_THREAD)
-        failed = getattr(LIBRARY, function)(
-            self.layout.pack(*self.words), _CHOSEN.instruction_set, threads
+def run_together(function: str, work: int, calls: Sequence[Call]) -> None:
+    """Compute with several structures at once: see `_run`."""
+    _run(function, work, b"".join(call.packed() for call in calls), len(calls))
+
+
+def _run(function: str, work: int, *arguments: bytes | int) -> None:
+    """Call the library.
+
+    Args:
+        function: One of `FUNCTIONS`.
+        work: Multiply-adds, about: little of it is not spread over threads.
+        arguments: Its first ones.
+
+    Raises:
+        MemoryError: There is no room for scratch.
+        ValueError: The order is no permutation.
+    """
+    threads = min(torch.get_num_threads(), 1 + work // WORK_PER_THREAD)
+    failed = getattr(LIBRARY, function)(*arguments, _CHOSEN.instruction_set, threads)
+    if failed == 1:
+        raise MemoryError(f"{function}: no memory for {threads} threads' scratch: free some")
+    if failed == 2:
+        raise ValueError(
+            "an order is no permutation of the tokens: each of 0 to l - 1 must occur once"
         )
-        if failed == 1:
-            raise MemoryError(f"{function}: no memory for {threads} threads' scratch: free some")
-        if failed == 2:
-            raise ValueError("the order is no permutation of the tokens: each must occur once")
 
 
 def as_float32(x: Tensor | None) -> Tensor | None:

@@ -61,7 +61,7 @@ BACKENDS: dict[str, Backend[Scan]] = {  # best first
     ),
     "cpu": Backend(cpu_backend.selective_scan, missing, frozenset({"cpu"}), cpu_backend.refuses),
     "torch": Backend(torch_backend.selective_scan),
-    "reference": Backend(reference.selective_scan),
+    "reference": Backend(reference.selective_scan, forward_mode=True),
 }
 
 

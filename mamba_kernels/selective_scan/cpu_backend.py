@@ -42,69 +42,44 @@ def selective_scan(
     initial_state: Tensor | None,
     delta_softplus: bool,
     reverse: bool,
-    *,
-    order: Tensor | None = None,
-    plus: Tensor | None = None,
-    wide: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.selective_scan`. Gradients can be taken once, not of gradients.
-
-    Args:
-        order: The token at each position of the scan, (l,) int32, a permutation.
-        plus: Added to the outputs before the gate, (b, d, l).
-        wide: Whether outputs are float32 whatever the dtype of `u`.
-    """
-    operands = (u, delta, A, B, C, D, z, delta_bias, initial_state, plus)
+    """See `reference.selective_scan`. Gradients can be taken once, not of gradients."""
+    operands = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
-    y, last, _ = torch.ops.mambamed.scan_forward(
-        u, delta, A, B, C, D, z, delta_bias, initial_state, plus, order,
-        delta_softplus, reverse, wide, keep,
-    )  # fmt: skip
+    y, last, _ = torch.ops.mambamed.scan_forward(*operands, delta_softplus, reverse, keep)
     return y, last
-
-
-def selective_scan_multi(
-    directions: Sequence[Any], z: Tensor | None, delta_softplus: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """See `multi.one_by_one`. Directions add to one sum, which the last one gates."""
-    y, states = None, []
-    for i, x in enumerate(directions):
-        gate = z if i == len(directions) - 1 else None
-        y, state = selective_scan(
-            x.u, x.delta, x.A, x.B, x.C, x.D, gate, x.delta_bias, x.initial_state,
-            delta_softplus, x.reverse, order=x.order, plus=y, wide=True,
-        )  # fmt: skip
-        states.append(state)
-    assert y is not None
-    return y, states
 
 
 OPERANDS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-    "Tensor? delta_bias, Tensor? initial_state, Tensor? plus, Tensor? order"
+    "Tensor? delta_bias, Tensor? initial_state"
 )
 torch.library.define(
     "mambamed::scan_forward",
-    f"({OPERANDS}, bool softplus, bool reverse, bool wide, bool keep) -> (Tensor, Tensor, Tensor)",
+    f"({OPERANDS}, bool softplus, bool reverse, bool keep) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "mambamed::scan_backward",
     f"(Tensor grad_y, Tensor grad_last, Tensor checkpoints, {OPERANDS}, bool softplus, "
-    f"bool reverse) -> ({', '.join(['Tensor'] * 10)})",
+    f"bool reverse) -> ({', '.join(['Tensor'] * 9)})",
 )
 
 
-def _new_outputs(u: Tensor, A: Tensor, B: Tensor, wide: bool, keep: bool) -> tuple[Tensor, ...]:
-    """Memory for the outputs, the last state and the states at chunk starts."""
+def kept_size(u: Tensor, A: Tensor, B: Tensor) -> int:
+    """Number of elements of the states at chunk starts, which the backward pass needs."""
     (batch, channels, tokens), states, groups = u.shape, A.shape[1], B.shape[1]
-    wide = wide or u.dtype == torch.float16
     chunks = (tokens + CHUNK - 1) // CHUNK
     per_group = (channels // groups + BLOCK - 1) // BLOCK * BLOCK
-    kept = batch * groups * chunks * states * per_group if keep else 0
+    return batch * groups * chunks * states * per_group
+
+
+def _new_outputs(u: Tensor, A: Tensor, B: Tensor, keep: bool) -> tuple[Tensor, ...]:
+    """Memory for the outputs, the last state and the states at chunk starts."""
+    dtype = torch.float32 if u.dtype == torch.float16 else u.dtype
     return (
-        torch.empty_like(u, dtype=torch.float32 if wide else u.dtype),
-        u.new_empty(batch, channels, states, dtype=torch.float32),
-        u.new_empty(kept, dtype=torch.float32),
+        torch.empty_like(u, dtype=dtype),
+        u.new_empty(*u.shape[:2], A.shape[1], dtype=torch.float32),
+        u.new_empty(kept_size(u, A, B) if keep else 0, dtype=torch.float32),
     )
 
 
@@ -119,38 +94,32 @@ def _forward(
     z: Tensor | None,
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
-    plus: Tensor | None,
-    order: Tensor | None,
     softplus: bool,
     reverse: bool,
-    wide: bool,
     keep: bool,
 ) -> tuple[Tensor, ...]:
-    outputs = y, last, checkpoints = _new_outputs(u, A, B, wide, keep)
-    operands = (u, delta, A, B, C, D, z, delta_bias, initial_state, plus, order)
-    call = _ScanCall("forward", operands, softplus, reverse)
+    outputs = y, last, checkpoints = _new_outputs(u, A, B, keep)
+    operands = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    call = ScanCall(slab_of(SLABS["forward"], u, B), operands, softplus, reverse)
     call.point(last=last, checkpoints=checkpoints if keep else None)
     call.view(y=y)
-    call.run(call.function, call.work)
+    call.run("mk_scan_forward", call.work)
     return outputs
 
 
 def _forward_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, *rest: Any) -> Any:
-    return _new_outputs(u, A, B, wide=rest[-2], keep=rest[-1])
+    return _new_outputs(u, A, B, keep=rest[-1])
 
 
 torch.library.register_fake("mambamed::scan_forward", _forward_shapes)
 
 
-def _new_gradients(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, z: Tensor | None, plus: Tensor | None
-) -> dict[str, Tensor]:
+def _new_gradients(u: Tensor, delta: Tensor, A: Tensor, z: Tensor | None) -> dict[str, Tensor]:
     """Memory for those gradients that the library writes once and for all."""
     return {
         "grad_u": torch.empty_like(u),
         "grad_delta": torch.empty_like(delta),
         "grad_z": u.new_empty(0) if z is None else torch.empty_like(z),
-        "grad_plus": u.new_empty(0) if z is None or plus is None else torch.empty_like(plus),
         "grad_initial": u.new_empty(u.shape[0], u.shape[1], A.shape[1], dtype=torch.float32),
     }
 
@@ -169,14 +138,12 @@ def _backward(
     z: Tensor | None,
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
-    plus: Tensor | None,
-    order: Tensor | None,
     softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
-    operands = (u, delta, A, B, C, D, z, delta_bias, initial_state, plus, order)
-    call = _ScanCall("backward", operands, softplus, reverse)
-    grads = _new_gradients(u, delta, A, B, z, plus)
+    operands = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    call = ScanCall(slab_of(SLABS["backward"], u, B), operands, softplus, reverse)
+    grads = _new_gradients(u, delta, A, z)
     (batch, channels, tokens), states, groups = u.shape, A.shape[1], B.shape[1]
     slabs = -(-channels // groups // call.slab)
     grad_B, grad_C = (
@@ -192,8 +159,7 @@ def _backward(
     call.view(grad_y=grad_y, grad_u=grads["grad_u"], grad_delta=grads["grad_delta"])
     if z is not None:
         call.view(grad_z=grads["grad_z"])
-        call.view(grad_plus=None if plus is None else grads["grad_plus"])
-    call.run(call.function, call.work)
+    call.run("mk_scan_backward", call.work)
     return (
         grads["grad_u"],
         grads["grad_delta"],
@@ -204,7 +170,6 @@ def _backward(
         grads["grad_z"],
         grad_bias.sum(0),
         grads["grad_initial"],
-        grads["grad_plus"],
     )
 
 
@@ -225,12 +190,9 @@ def _backward_shapes(
     C: Tensor,
     D: Tensor | None,
     z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    plus: Tensor | None,
     *rest: Any,
 ) -> Any:
-    grads = _new_gradients(u, delta, A, B, z, plus)
+    grads = _new_gradients(u, delta, A, z)
     (batch, groups, states, tokens), channels = B.shape, u.shape[1]
     weights = (batch, groups, tokens, states)
     return (
@@ -243,7 +205,6 @@ def _backward_shapes(
         grads["grad_z"],
         u.new_empty(channels, dtype=torch.float32),
         grads["grad_initial"],
-        grads["grad_plus"],
     )
 
 
@@ -251,12 +212,9 @@ torch.library.register_fake("mambamed::scan_backward", _backward_shapes)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *operands, ctx.softplus, ctx.reverse, ctx.wide, ctx.keep = inputs
+    *operands, ctx.softplus, ctx.reverse, ctx.keep = inputs
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)  # zeros of the size of the states that are kept
-    ctx.plus = None if inputs[9] is None else inputs[9].dtype
-    if inputs[6] is None:
-        operands[9] = None  # without gate its gradient is that of y
     ctx.save_for_backward(*operands, output[2])
 
 
@@ -267,9 +225,7 @@ def _gradients(
     *operands, checkpoints = ctx.saved_tensors
     u, A, D, delta_bias, initial_state = (operands[i] for i in (0, 2, 5, 7, 8))
     if not ctx.keep:  # recorded where no gradients were wanted, as exported programs may be
-        checkpoints = torch.ops.mambamed.scan_forward(
-            *operands, ctx.softplus, ctx.reverse, ctx.wide, True
-        )[2]
+        checkpoints = torch.ops.mambamed.scan_forward(*operands, ctx.softplus, ctx.reverse, True)[2]
     if grad_y is None:
         grad_y = u.new_zeros(1, dtype=torch.float32).expand(u.shape)
     if grad_last is None:
@@ -283,48 +239,41 @@ def _gradients(
         None if operands[6] is None else grads[6],
         None if delta_bias is None else grads[7].to(delta_bias.dtype),
         None if initial_state is None else grads[8],
-        None if ctx.plus is None else (grad_y.to(ctx.plus) if operands[6] is None else grads[9]),
-        *[None] * 5,
+        *[None] * 3,
     )
 
 
 torch.library.register_autograd("mambamed::scan_forward", _gradients, setup_context=_save)
 
 
-class _ScanCall(Call):
+def slab_of(slabs: Sequence[int], u: Tensor, B: Tensor) -> int:
+    """Channels of a task: the first of `slabs` that makes enough tasks, or the last."""
+    batch, groups, per_group = u.shape[0], B.shape[1], u.shape[1] // B.shape[1]
+    enough = (x for x in slabs if batch * groups * -(-per_group // x) >= ENOUGH_TASKS)
+    return next(enough, slabs[-1])
+
+
+class ScanCall(Call):
     """One pass over a scan, with its inputs set.
 
     Args:
-        direction: "forward" or "backward".
-        operands: u, delta, A, B, C, D, z, delta_bias, initial_state, plus and order.
+        slab: Channels of a task.
+        operands: u, delta, A, B, C, D, z, delta_bias and initial_state.
         softplus: Whether dt is softplus(delta + delta_bias) or that sum itself.
         reverse: Scan from the last position to the first.
     """
 
     def __init__(
-        self,
-        direction: str,
-        operands: tuple[Tensor | None, ...],
-        softplus: bool,
-        reverse: bool,
+        self, slab: int, operands: Sequence[Tensor | None], softplus: bool, reverse: bool
     ) -> None:
-        u, delta, A, B, C, D, z, delta_bias, initial_state, plus, order = operands
+        u, delta, A, B, C, D, z, delta_bias, initial_state = operands
         assert u is not None
         assert A is not None
         assert B is not None
-        (batch, channels, tokens), states, groups = u.shape, A.shape[1], B.shape[1]
-        self.slab = next(
-            (
-                slab
-                for slab in SLABS[direction]
-                if batch * groups * -(-channels // groups // slab) >= ENOUGH_TASKS
-            ),
-            SLABS[direction][-1],
-        )
-        self.function = f"mk_scan_{direction}"
+        states = A.shape[1]
         self.work = u.numel() * states
-        numbers = (batch, channels, tokens, states, groups, self.slab, softplus, reverse)
-        super().__init__(Scan, *numbers)
-        self.point(order=order, A=as_float32(A), D=as_float32(D), bias=as_float32(delta_bias))
+        self.slab = slab
+        super().__init__(Scan, *u.shape, states, B.shape[1], slab, softplus, reverse)
+        self.point(A=as_float32(A), D=as_float32(D), bias=as_float32(delta_bias))
         self.point(initial=as_float32(initial_state))
-        self.view(u=u, delta=delta, z=z, B=B, C=C, plus=plus)
+        self.view(u=u, delta=delta, z=z, B=B, C=C)

@@ -12,41 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from mamba_kernels.checks import check_scan
+from mamba_kernels.checks import check_permutation, check_scan, checked_order
 from mamba_kernels.dispatch import Backend, choose, without_autocast
 from mamba_kernels.native.library import missing
 from mamba_kernels.selective_scan import (
     cpu_backend,
+    cpu_multi,
     reference,
     torch_backend,
     triton_backend,
+    triton_multi,
 )
+from mamba_kernels.selective_scan.directions import Direction, refused
 
 Order = Literal["forward", "reverse"] | Tensor
-
-
-class Direction(NamedTuple):
-    """The operands of one direction, at their tokens, and where its scan goes.
-
-    `order` is the token at each position of the scan, (l,) int32; None for the order of the
-    sequence. With `reverse` positions run from the last to the first.
-    """
-
-    u: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    delta_bias: Tensor | None
-    initial_state: Tensor | None
-    order: Tensor | None
-    reverse: bool
 
 
 class MultiScan(Protocol):
@@ -80,6 +64,7 @@ def one_by_one(
     for x in directions:
         operands = (x.u.to(dtype), x.delta, x.B, x.C, z)
         if x.order is not None:
+            check_permutation(x.order)
             u, delta, B, C, gate = (None if v is None else v[..., x.order] for v in operands)
         else:
             u, delta, B, C, gate = operands
@@ -94,29 +79,21 @@ def one_by_one(
     return total, states
 
 
-def _refused(
-    refuses: Callable[..., str | None], directions: list[Direction], *rest: Any
-) -> str | None:
-    """What a backend of single scans refuses of several directions, or None."""
-    refusals = (refuses(*x, *rest) for x in directions)
-    return next((refusal for refusal in refusals if refusal is not None), None)
-
-
 BACKENDS: dict[str, Backend[MultiScan]] = {  # best first
     "triton": Backend(
-        triton_backend.selective_scan_multi,
+        triton_multi.selective_scan_multi,
         triton_backend.missing,
         frozenset({"cuda", "xpu"}),
-        partial(_refused, triton_backend.refuses),
+        partial(refused, triton_backend.refuses),
     ),
     "cpu": Backend(
-        cpu_backend.selective_scan_multi,
+        cpu_multi.selective_scan_multi,
         missing,
         frozenset({"cpu"}),
-        partial(_refused, cpu_backend.refuses),
+        partial(refused, cpu_backend.refuses),
     ),
     "torch": Backend(partial(one_by_one, torch_backend.selective_scan)),
-    "reference": Backend(partial(one_by_one, reference.selective_scan)),
+    "reference": Backend(partial(one_by_one, reference.selective_scan), forward_mode=True),
 }
 
 
@@ -207,24 +184,7 @@ def _direction(values: list[Any], z: Tensor | None, order: Order) -> Direction:
         B, C = B.unsqueeze(1), C.unsqueeze(1)
     operands = (u, delta, A, B, C, D, delta_bias, initial_state)
     if isinstance(order, Tensor):
-        _check_order(order, u.shape[2])
-        return Direction(*operands, order.to(u.device, torch.int32).contiguous(), False)
+        return Direction(*operands, checked_order(order, u), False)
     if order not in ("forward", "reverse"):
         raise ValueError(f"an order is {order!r}; expected 'forward', 'reverse' or a permutation")
     return Direction(*operands, None, order == "reverse")
-
-
-def _check_order(order: Tensor, length: int) -> None:
-    """Refuse what is no permutation of so many tokens; compiled code sees the shape only."""
-    integers = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
-    if order.shape != (length,) or order.dtype not in integers:
-        raise ValueError(
-            f"an order has shape {tuple(order.shape)} and dtype {order.dtype}; "
-            f"expected ({length},) integers: the token at each position of the scan"
-        )
-    if torch.compiler.is_compiling():
-        return
-    if not torch.equal(order.sort().values.long(), torch.arange(length, device=order.device)):
-        raise ValueError(
-            f"an order is no permutation of the tokens: each of 0 to {length - 1} must occur once"
-        )

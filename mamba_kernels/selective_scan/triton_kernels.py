@@ -7,9 +7,11 @@ this way, the compiler reads weights 16 bytes at a time and sums inside threads 
 Time runs in chunks of T = 4 tokens, counted in the order of the scan, with their steps unrolled.
 Tokens beyond the end have step size 0, which leaves the state as it is.
 
-Grids are (blocks of channels, b, segments). A sequence (b, d, l) comes as the tuple of its tensor
-and strides; what may be absent is then None. A is (d, n), times log2(e) for `exp2`. B, C and
-their gradients are packed to (b, g, l or up to T - 1 more, NO * NI) float32.
+Grids are (blocks of channels, b, segments times K directions). What differs between directions
+comes as a tuple of a tuple for each; they are scanned side by side and have no outputs in common.
+A sequence (b, d, l) is the tuple of its tensor and strides; what may be absent is then None. A is
+(d, n), times log2(e) for `exp2`. B, C and their gradients are packed to (b, g, l or up to T - 1
+more, NO * NI) float32.
 Source: Gu & Dao, "Mamba", 2023, arXiv:2312.00752, Eq. 2 and Algorithm 2.
 """
 
@@ -25,28 +27,50 @@ from mamba_kernels.selective_scan import triton_tiles as tiles
 
 @triton.jit
 def forward(
-    u, delta, z, residual, y, A, B, C, skip, bias, order, starts, checkpoints, last,
-    channels, states, tokens, blocks, segment,
+    directions, channels, states, tokens, blocks, segment,
+    K: tl.constexpr, NO: tl.constexpr, NI: tl.constexpr, D: tl.constexpr,
+    T: tl.constexpr, SPAN: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSES: tl.constexpr,
+):  # fmt: skip
+    """`_forward` of each direction.
+
+    Args:
+        directions: The first arguments of that.
+        blocks: Blocks of channels in a group.
+        segment: Tokens in a segment, a multiple of `SPAN`, itself one of T.
+    """
+    for k in tl.static_range(K):
+        if tl.program_id(2) % K == k:
+            _forward(
+                directions[k], channels, states, tokens, blocks, segment, tl.program_id(2) // K,
+                NO, NI, D, T, SPAN, SOFTPLUS, REVERSES[k],
+            )  # fmt: skip
+
+
+@triton.jit
+def _forward(
+    direction, channels, states, tokens, blocks, segment, index,
     NO: tl.constexpr, NI: tl.constexpr, D: tl.constexpr,
     T: tl.constexpr, SPAN: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Outputs y = (residual + sum over n of C * h + D * u) * silu(z), and states on the way.
+    """Outputs y = (sum over n of C * h + D * u) * silu(z), and states on the way.
 
     Args:
         starts: States before each segment, (segments, b, d, n). Zeros if None.
         checkpoints: Gets the state before each `SPAN` tokens, (spans, b, d, n).
         last: Gets the state after the last segment, (b, d, n).
-        blocks: Blocks of channels in a group.
-        segment: Tokens in a segment, a multiple of `SPAN`, itself one of T.
+        index: Of this program's segment.
+
+    The others are those of `forward`.
     """
-    first, stop = tiles.segment_of(tokens, segment, T)
+    u, delta, z, y, A, B, C, skip, bias, order, starts, checkpoints, last = direction
+    first, stop = tiles.segment_of(index, tokens, segment, T)
     place = tiles.place_of(order, tokens, channels, blocks, NO, NI, D)
     at, inside = tiles.in_state(place, channels, states)
     rates = tl.load(A + at, mask=inside, other=0.0)
     skip, bias = tiles.per_channel(skip, place), tiles.per_channel(bias, place)
     h = tl.zeros([NO, NI, D], tl.float32)
     if starts is not None:
-        own = tiles.row_of(tl.program_id(2)) * channels * states
+        own = tiles.row_of(index) * channels * states
         h += tl.load(starts + own + at, mask=inside, other=0.0)
 
     for i in range(first, stop, T):
@@ -63,8 +87,6 @@ def forward(
             h = tl.exp2(tiles.as_d(dts[s]) * rates) * h + tiles.as_d(xs[s]) * tiles.as_n(Bt)
             ys = ys + (tiles.over_states(h * tiles.as_n(Ct)),)
         out = tiles.stack(ys, REVERSE) + skip * ut
-        if residual is not None:
-            out += tiles.load(residual, place, chunk)
         if z is not None:
             gate = tiles.load(z, place, chunk)
             out *= gate / (1.0 + tl.exp(-gate))
@@ -75,10 +97,10 @@ def forward(
 
 @triton.jit
 def _ungate(
-    around, gy, u, z, residual, gz, gresidual, C, gC, skip, place, chunk, part,
+    around, gy, u, z, gz, C, gC, skip, place, chunk, part,
     T: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of what follows the states: stores those of C, z and the residual.
+    """Gradients of what follows the states: stores those of C and z.
 
     Returns the gradient of the outputs before the gate, (D, T).
     """
@@ -97,9 +119,6 @@ def _ungate(
             ys = ys + (tiles.over_states(around[s + 1] * tiles.as_n(Ct)),)
     if z is not None:
         out = tiles.stack(ys, REVERSE) + skip * tiles.load(u, place, chunk)
-        if residual is not None:
-            out += tiles.load(residual, place, chunk)
-            tiles.store(gresidual, place, chunk, grad)
         tiles.store(gz, place, chunk, out * slope)
     return grad
 
@@ -147,9 +166,22 @@ def _adjoint(
 
 @triton.jit
 def backward(
-    u, delta, z, residual, gy, gu, gdelta, gz, gresidual,
-    A, B, C, skip, bias, order, checkpoints, scratch, arriving, gA, gB, gC, gskip, gbias, gstart,
-    channels, states, tokens, blocks, segment,
+    directions, channels, states, tokens, blocks, segment,
+    K: tl.constexpr, NO: tl.constexpr, NI: tl.constexpr, D: tl.constexpr,
+    T: tl.constexpr, SPAN: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSES: tl.constexpr,
+):  # fmt: skip
+    """`_backward` of each direction; arguments are as those of `forward`."""
+    for k in tl.static_range(K):
+        if tl.program_id(2) % K == k:
+            _backward(
+                directions[k], channels, states, tokens, blocks, segment, tl.program_id(2) // K,
+                NO, NI, D, T, SPAN, SOFTPLUS, REVERSES[k],
+            )  # fmt: skip
+
+
+@triton.jit
+def _backward(
+    direction, channels, states, tokens, blocks, segment, index,
     NO: tl.constexpr, NI: tl.constexpr, D: tl.constexpr,
     T: tl.constexpr, SPAN: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
@@ -166,14 +198,16 @@ def backward(
 
     The others are those of `forward`.
     """
-    first, stop = tiles.segment_of(tokens, segment, T)
+    u, delta, z, gy, gu, gdelta, gz, A, B, C, skip, bias, order = direction[0]
+    checkpoints, scratch, arriving, gA, gB, gC, gskip, gbias, gstart = direction[1]
+    first, stop = tiles.segment_of(index, tokens, segment, T)
     place = tiles.place_of(order, tokens, channels, blocks, NO, NI, D)
     part = tl.program_id(0) % blocks * tl.num_programs(1) * (tl.num_programs(0) // blocks)
     part += place.row
     at, inside = tiles.in_state(place, channels, states)
     rates = tl.load(A + at, mask=inside, other=0.0)
     skip, bias = tiles.per_channel(skip, place), tiles.per_channel(bias, place)
-    row = tiles.row_of(tl.program_id(2))
+    row = tiles.row_of(index)
     TILE: tl.constexpr = NO * NI * D
     scratch += (row * tl.num_programs(0) + tl.program_id(0)) * (SPAN // T * TILE)
     scratch += tiles.tile_of(NO, NI, D)
@@ -196,8 +230,7 @@ def backward(
             around = tiles.advance(h, i, u, delta, bias, rates, B, place, T, SOFTPLUS, REVERSE)
             chunk = tiles.chunk_of(i, place, T, REVERSE)
             grad = _ungate(
-                around, gy, u, z, residual, gz, gresidual, C, gC, skip, place, chunk, part,
-                T, REVERSE,
+                around, gy, u, z, gz, C, gC, skip, place, chunk, part, T, REVERSE,
             )  # fmt: skip
             gh, gA_sum, more_skip, more_bias = _adjoint(
                 gh, around, grad, gA_sum, u, delta, gu, gdelta, B, C, gB, bias, skip, rates,
@@ -216,7 +249,22 @@ def backward(
 
 @triton.jit
 def segment_forward(
-    u, delta, A, B, bias, order, ends, elapsed, channels, states, tokens, blocks, segment,
+    directions, channels, states, tokens, blocks, segment,
+    K: tl.constexpr, NO: tl.constexpr, NI: tl.constexpr, D: tl.constexpr,
+    T: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSES: tl.constexpr,
+):  # fmt: skip
+    """`_segment_forward` of each direction; arguments are as those of `forward`."""
+    for k in tl.static_range(K):
+        if tl.program_id(2) % K == k:
+            _segment_forward(
+                directions[k], channels, states, tokens, blocks, segment, tl.program_id(2) // K,
+                NO, NI, D, T, SOFTPLUS, REVERSES[k],
+            )  # fmt: skip
+
+
+@triton.jit
+def _segment_forward(
+    direction, channels, states, tokens, blocks, segment, index,
     NO: tl.constexpr, NI: tl.constexpr, D: tl.constexpr,
     T: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
@@ -226,7 +274,8 @@ def segment_forward(
         ends: Gets the states, (segments, b, d, n).
         elapsed: Gets the sums, (segments, b, d).
     """
-    first, stop = tiles.segment_of(tokens, segment, T)
+    u, delta, A, B, bias, order, ends, elapsed = direction
+    first, stop = tiles.segment_of(index, tokens, segment, T)
     place = tiles.place_of(order, tokens, channels, blocks, NO, NI, D)
     at, inside = tiles.in_state(place, channels, states)
     rates = tl.load(A + at, mask=inside, other=0.0)
@@ -236,14 +285,29 @@ def segment_forward(
         h = tiles.advance(h, i, u, delta, bias, rates, B, place, T, SOFTPLUS, REVERSE)[T]
         chunk = tiles.chunk_of(i, place, T, REVERSE)
         time += tl.sum(tiles.step_size(delta, bias, place, chunk, SOFTPLUS)[1], 1)
-    own = tiles.row_of(tl.program_id(2)) * channels
+    own = tiles.row_of(index) * channels
     tl.store(ends + own * states + at, h, mask=inside)
     tl.store(elapsed + own + place.first + place.d, time, mask=place.owned)
 
 
 @triton.jit
 def segment_backward(
-    gy, z, delta, A, C, bias, order, ends, elapsed, channels, states, tokens, blocks, segment,
+    directions, channels, states, tokens, blocks, segment,
+    K: tl.constexpr, NO: tl.constexpr, NI: tl.constexpr, D: tl.constexpr,
+    T: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSES: tl.constexpr,
+):  # fmt: skip
+    """`_segment_backward` of each direction; arguments are as those of `forward`."""
+    for k in tl.static_range(K):
+        if tl.program_id(2) % K == k:
+            _segment_backward(
+                directions[k], channels, states, tokens, blocks, segment, tl.program_id(2) // K,
+                NO, NI, D, T, SOFTPLUS, REVERSES[k],
+            )  # fmt: skip
+
+
+@triton.jit
+def _segment_backward(
+    direction, channels, states, tokens, blocks, segment, index,
     NO: tl.constexpr, NI: tl.constexpr, D: tl.constexpr,
     T: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
@@ -253,7 +317,8 @@ def segment_backward(
         ends: Gets the gradients, (segments, b, d, n).
         elapsed: Gets the sum of step sizes, (segments, b, d).
     """
-    first, stop = tiles.segment_of(tokens, segment, T)
+    gy, z, delta, A, C, bias, order, ends, elapsed = direction
+    first, stop = tiles.segment_of(index, tokens, segment, T)
     place = tiles.place_of(order, tokens, channels, blocks, NO, NI, D)
     at, inside = tiles.in_state(place, channels, states)
     rates = tl.load(A + at, mask=inside, other=0.0)
@@ -271,13 +336,29 @@ def segment_backward(
             Ct = tl.load(tiles.weights_at(C, place.row, s, place, chunk, REVERSE))
             g = tl.exp2(tiles.as_d(dts[s]) * rates) * (g + tiles.as_d(grads[s]) * tiles.as_n(Ct))
         time += tl.sum(dt, 1)
-    own = tiles.row_of(tl.program_id(2)) * channels
+    own = tiles.row_of(index) * channels
     tl.store(ends + own * states + at, g, mask=inside)
     tl.store(elapsed + own + place.first + place.d, time, mask=place.owned)
 
 
 @triton.jit
 def carry(
+    directions, states, size, segments,
+    K: tl.constexpr, BLOCK: tl.constexpr, BACKWARD: tl.constexpr,
+):  # fmt: skip
+    """`_carry` of each direction, (A, ends, elapsed, start).
+
+    Args:
+        size: Elements of (d, n). Grids are (blocks of those, b, K).
+    """
+    for k in tl.static_range(K):
+        if tl.program_id(2) == k:
+            A, ends, elapsed, start = directions[k]
+            _carry(A, ends, elapsed, start, states, size, segments, BLOCK, BACKWARD)
+
+
+@triton.jit
+def _carry(
     A, ends, elapsed, start, states, size, segments, BLOCK: tl.constexpr, BACKWARD: tl.constexpr
 ):
     """Turn what segments give from zeros into what arrives at each, in place of `ends`.
@@ -286,7 +367,6 @@ def carry(
         ends: (segments, b, d, n) of `segment_forward` or, if `BACKWARD`, `segment_backward`.
         elapsed: Sums of step sizes, (segments, b, d).
         start: What arrives at the first segment (`BACKWARD`: the last), (b, d, n). Zeros if None.
-        size: Elements of (d, n). Grids are (blocks of those, b).
     """
     own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = own < size

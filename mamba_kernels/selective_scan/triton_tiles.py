@@ -230,9 +230,9 @@ def advance(
 
 
 @triton.jit
-def segment_of(tokens, segment, T: tl.constexpr):
-    """Where this program's segment starts and stops, in tokens scanned before."""
-    first = tl.program_id(2) * segment
+def segment_of(index, tokens, segment, T: tl.constexpr):
+    """Where a segment starts and stops, in tokens scanned before."""
+    first = index * segment
     return first, tl.minimum(first + segment, steps_of(tokens, T))
 
 

@@ -2,14 +2,74 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mamba_kernels.checks import check_groups, check_operands, check_rank, check_state
-from mamba_kernels.dispatch import FORCED
-from mamba_kernels.native.library import takes
-from mamba_kernels.selective_scan import cpu_update
+from mamba_kernels.dispatch import Backend, choose
+from mamba_kernels.native.library import missing
+from mamba_kernels.selective_scan import cpu_backend, cpu_update
+
+
+class Update(Protocol):
+    """What a backend is: `selective_state_update` has the contract."""
+
+    def __call__(
+        self,
+        state: Tensor,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+    ) -> Tensor: ...
+
+
+def _in_torch(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    """In plain torch operators, for any device and dtype."""
+    dtype, (b, _, n) = state.dtype, state.shape
+    groups = B.shape[1] if B.dim() == 3 else 1
+    x, dt = u.to(dtype), delta.to(dtype)
+    if delta_bias is not None:
+        dt = dt + delta_bias.to(dtype)
+    if delta_softplus:
+        dt = F.softplus(dt)
+    B, C = (w.to(dtype).reshape(b, groups, 1, n) for w in (B, C))
+    drive = (dt * x).reshape(b, groups, -1, 1) * B
+    decay = torch.exp(dt.unsqueeze(-1) * A.to(dtype))
+    state.copy_(torch.addcmul(drive.view_as(state), decay, state))
+    y = (state.reshape(b, groups, -1, n) * C).sum(-1).view_as(u)
+    if D is not None:
+        y = y + D.to(dtype) * x
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    return y if u.dtype == torch.float16 else y.to(u.dtype)
+
+
+BACKENDS: dict[str, Backend[Update]] = {  # best first
+    "cpu": Backend(
+        cpu_update.selective_state_update, missing, frozenset({"cpu"}), cpu_backend.refuses
+    ),
+    "torch": Backend(_in_torch, forward_mode=True),
+}
 
 
 @torch.no_grad()
@@ -48,7 +108,8 @@ def selective_state_update(
         Output (b, d) in the dtype of `u`, float32 for float16.
 
     Raises:
-        ValueError: Shapes or devices do not fit.
+        ValueError: Shapes or devices do not fit, or the backend that `use_backend` forces cannot
+            take the operands.
         TypeError: An operand is no tensor or has an unsupported dtype.
     """
     check_rank("u", u, "b, d")
@@ -76,24 +137,5 @@ def selective_state_update(
     if grouped:
         check_groups(B, d)
 
-    operands = (state, u, delta, A, B, C, D, z, delta_bias)
-    if FORCED.name in (None, "cpu") and takes(*operands):
-        return cpu_update.selective_state_update(*operands, delta_softplus)
-
-    dtype = state.dtype
-    groups = weights[1] if grouped else 1
-    x, dt = u.to(dtype), delta.to(dtype)
-    if delta_bias is not None:
-        dt = dt + delta_bias.to(dtype)
-    if delta_softplus:
-        dt = F.softplus(dt)
-    B, C = (w.to(dtype).reshape(b, groups, 1, n) for w in (B, C))
-    drive = (dt * x).reshape(b, groups, -1, 1) * B
-    decay = torch.exp(dt.unsqueeze(-1) * A.to(dtype))
-    state.copy_(torch.addcmul(drive.view(b, d, n), decay, state))
-    y = (state.reshape(b, groups, -1, n) * C).sum(-1).view(b, d)
-    if D is not None:
-        y = y + D.to(dtype) * x
-    if z is not None:
-        y = y * F.silu(z.to(dtype))
-    return y if u.dtype == torch.float16 else y.to(u.dtype)
+    arguments = (state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    return choose(BACKENDS, "auto", u.device, *arguments)(*arguments)

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import mamba_kernels
 from mamba_kernels import available_backends, use_backend
@@ -120,3 +121,31 @@ def test_importing_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["mamba_kernels"]
+
+
+def dual(x):
+    return forward_ad.make_dual(x, torch.ones_like(x))
+
+
+OPERATORS = {
+    "scan": lambda u, **options: mamba_kernels.selective_scan(u, u, -u[0], u, u, **options),
+    "directions": lambda u, **options: mamba_kernels.selective_scan_multi(
+        u, [u], [-u[0]], [u], [u], orders=["forward"], **options
+    )[0],
+    "convolution": lambda u, **options: mamba_kernels.causal_conv1d(u, u[0], **options),
+}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_tangents_pass_or_are_refused(operator, trained):
+    run, u = OPERATORS[operator], torch.rand(1, 4, 4)
+    with forward_ad.dual_level():
+        x = dual(u.requires_grad_(trained))
+        outputs = (run(x, backend=name) for name in ("auto", "reference"))
+        got, want = (forward_ad.unpack_dual(y).tangent for y in outputs)
+        assert torch.equal(got, want)
+        assert got.abs().sum() > 0
+        for name in ("cpu", "torch"):
+            with pytest.raises(ValueError, match=rf"'{name}' cannot take operands with tangents"):
+                run(x, backend=name)

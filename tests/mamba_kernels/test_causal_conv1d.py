@@ -62,6 +62,29 @@ def test_reverse_is_flip_convolve_flip(backend):
     torch.testing.assert_close((y, state), (want.flip(-1), last))
 
 
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("backend", HERE)
+def test_an_order_is_sort_convolve_unsort(backend, reverse):
+    x, order = inputs(), torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    options = {"activation": "silu", "reverse": reverse}
+    leaves = {k: v.clone().requires_grad_() for k, v in x.items()}
+    moved = leaves | {"x": leaves["x"][..., order]}
+    y, state = causal_conv1d(**moved, **options, return_last_state=True, backend="reference")
+    y = y[..., order.argsort()]
+    (y.sin().sum() + state.cos().sum()).backward()
+    want = {"y": y.detach(), "state": state.detach()} | {k: v.grad for k, v in leaves.items()}
+    for kind in (torch.int64, torch.int32, torch.uint8):
+        got = outputs_and_grads(x, order=order.to(kind), backend=backend, **options)
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 1], [0, 1, 3], [-1, 0, 1], [0, 1, 2 + 2**32]], ids=str)
+@pytest.mark.parametrize("backend", HERE)
+def test_an_order_that_is_no_permutation_is_refused(backend, order):
+    with pytest.raises(ValueError, match=r"an order is no permutation of the tokens: each of 0 to"):
+        causal_conv1d(**inputs(l=3), order=torch.tensor(order), backend=backend)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cut", [1, 2, 10])
 @pytest.mark.parametrize("backend", HERE)
@@ -148,6 +171,8 @@ def test_compiled_code_gives_the_same():
         ({"bias": torch.ones(5, dtype=torch.int32)}, TypeError, "bias .*int32"),
         ({"initial_state": torch.ones(2, 5, 4)}, ValueError, r"expected \(2, 5, 3\)"),
         ({"activation": "relu"}, ValueError, "activation is 'relu'; expected None or 'silu'"),
+        ({"order": torch.arange(19)}, ValueError, r"shape \(19,\) .*expected \(20,\) integers"),
+        ({"order": torch.ones(20)}, ValueError, r"dtype torch.float32; expected \(20,\) integers"),
         ({"backend": "abacus"}, ValueError, "'abacus' is not available.*torch, reference"),
     ],
 )
@@ -176,14 +201,6 @@ LAYOUTS = {
 }
 
 
-def in_order(x, weight, bias, initial_state, silu, reverse, order):
-    """The definition over tokens in an order, each output where its token is."""
-    sorted_y, state = reference.causal_conv1d(
-        x[..., order], weight, bias, initial_state, silu, reverse
-    )
-    return sorted_y[..., order.argsort()], state
-
-
 def results(run, operands, *options):
     """Outputs, last state and gradients, each weighing its elements differently."""
     leaves = [None if x is None else x.detach().requires_grad_() for x in operands]
@@ -194,9 +211,7 @@ def results(run, operands, *options):
     return [y.detach(), state.detach(), *(x.grad for x in leaves if x is not None)]
 
 
-def compiled(*arguments):
-    *arguments, order = arguments
-    return cpu_backend.causal_conv1d(*arguments, order=None if order is None else order.int())
+compiled = cpu_backend.causal_conv1d
 
 
 @compiled_library
@@ -212,7 +227,7 @@ def test_every_instruction_set_matches_the_definition(instruction_set, k, layout
             (x, orders[1], (True, True)),
             ([*x[:2], None, None], orders[1], (False, False)),
         ):
-            want = results(in_order, operands, *options, order)
+            want = results(reference.causal_conv1d, operands, *options, order)
             moved = [LAYOUTS[layout](operands[0]), *operands[1:]]
             unsorted = None if order is orders[0] else order
             got = results(compiled, moved, *options, unsorted)
@@ -279,13 +294,13 @@ def test_nan_stays_where_it_is(instruction_set):
         x = inputs(b=1, d=20, l=40)
         x[name].view(-1)[7] = torch.nan
         got, _ = compiled(*x.values(), True, False, None)
-        want, _ = reference.causal_conv1d(*x.values(), True, False)
+        want, _ = reference.causal_conv1d(*x.values(), True, False, None)
         assert torch.equal(got.isnan(), want.isnan())
         assert got.isnan().any()
 
 
 @compiled_library
-@pytest.mark.parametrize("order", [None, torch.randperm(20).int()], ids=["in order", "any order"])
+@pytest.mark.parametrize("order", [None, torch.randperm(20)], ids=["in order", "any order"])
 def test_the_operators_are_well_registered(order):
     x = [v.requires_grad_() for v in inputs().values()]
     forward = torch.ops.mambamed.conv_forward.default
@@ -300,22 +315,16 @@ def test_the_operators_are_well_registered(order):
 @compiled_library
 def test_it_compiles_into_one_graph():
     x = list(inputs().values())
-    run = torch.compile(cpu_backend.causal_conv1d, backend="aot_eager", fullgraph=True)
-    got = results(run, x, True, False)
-    want = results(cpu_backend.causal_conv1d, x, True, False)
+    run = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    order = torch.randperm(20)
+    got = results(run, x, True, False, order)
+    want = results(compiled, x, True, False, order)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @compiled_library
 def test_cases_beyond_the_library_are_refused():
-    assert cpu_backend.refuses(*inputs().values(), True, False) is None
+    assert cpu_backend.refuses(*inputs().values(), True, False, None) is None
     double = inputs(dtype=torch.float64).values()
-    assert "float64" in cpu_backend.refuses(*double, True, False)
-    assert "9 taps" in cpu_backend.refuses(*inputs(k=9).values(), True, False)
-
-
-@compiled_library
-@pytest.mark.parametrize("order", [[0, 1, 1], [0, 1, 3], [-1, 0, 1]])
-def test_an_order_that_is_no_permutation_is_refused(order):
-    with pytest.raises(ValueError, match="each must occur once"):
-        compiled(*inputs(l=3).values(), True, False, torch.tensor(order))
+    assert "float64" in cpu_backend.refuses(*double, True, False, None)
+    assert "9 taps" in cpu_backend.refuses(*inputs(k=9).values(), True, False, None)

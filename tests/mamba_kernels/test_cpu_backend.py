@@ -9,7 +9,6 @@ from torch.library import opcheck
 
 from mamba_kernels import selective_scan
 from mamba_kernels.native import library
-from mamba_kernels.selective_scan import cpu_backend
 from tests.mamba_kernels.scans import SEQUENCES, assert_same, inputs, loss, outputs_and_grads
 
 pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
@@ -141,18 +140,17 @@ def operands(**changes):
     return [x[name].clone().requires_grad_() for name in names]
 
 
-@pytest.mark.parametrize("order", [None, torch.randperm(20).int()], ids=["in order", "any order"])
-def test_the_operator_is_well_registered(order):
+def test_the_operator_is_well_registered():
     op = torch.ops.mambamed.scan_forward.default
-    opcheck(op, (*operands(), torch.randn(2, 6, 20), order, True, False, False, True))
+    opcheck(op, (*operands(), True, False, True))
     detached = [x.detach() for x in operands()]
-    opcheck(op, (*detached[:5], None, None, None, None, None, order, False, True, True, False))
+    opcheck(op, (*detached[:5], None, None, None, None, False, True, False))
 
 
 def test_the_backward_operator_is_well_registered():
     x = [v.detach() for v in operands()]
-    y, last, kept = torch.ops.mambamed.scan_forward(*x, None, None, True, False, False, True)
-    arguments = (torch.randn_like(y), torch.randn_like(last), kept, *x, None, None, True, False)
+    y, last, kept = torch.ops.mambamed.scan_forward(*x, True, False, True)
+    arguments = (torch.randn_like(y), torch.randn_like(last), kept, *x, True, False)
     opcheck(torch.ops.mambamed.scan_backward.default, arguments)
 
 
@@ -232,14 +230,3 @@ def test_cases_beyond_the_library_are_refused():
     with pytest.raises(ValueError, match=r"'cpu' cannot take an operand of dtype torch.float64"):
         selective_scan(**x, backend="cpu")
     assert selective_scan(**x).dtype == DOUBLE
-
-
-@pytest.mark.parametrize("order", [[0, 1, 1], [0, 1, 3], [-1, 0, 1]])
-def test_an_order_that_is_no_permutation_is_refused(order):
-    ones = torch.ones(1, 1, 3)
-    weights = ones[:, None]
-    with pytest.raises(ValueError, match="each must occur once"):
-        cpu_backend.selective_scan(
-            ones, ones, -ones[0, :, :1], weights, weights, None, None, None, None, True, False,
-            order=torch.tensor(order, dtype=torch.int32),
-        )  # fmt: skip

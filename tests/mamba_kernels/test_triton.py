@@ -1,31 +1,25 @@
-"""The Triton backend without a GPU: run by Triton's interpreter, and compiled for GPUs.
-
-Run as a script, this prints what the compiler makes of the kernels.
-"""
+"""The Triton backend without a GPU: run by Triton's interpreter."""
 
 import importlib.util
-import json
-import math
-import os
-import re
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 import torch
 
 from mamba_kernels import scan_order
-from mamba_kernels.selective_scan import reference, triton_backend
-from mamba_kernels.selective_scan.multi import Direction
-from tests.mamba_kernels import scans
+from mamba_kernels.selective_scan import (
+    reference,
+    triton_backend,
+    triton_launch,
+    triton_multi,
+)
 from tests.mamba_kernels.scans import SEQUENCES, loss
+from tests.mamba_kernels.triton_scans import NAMES, direction, inputs, scan
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 OWN_KERNELS = ("triton_kernels", "triton_tiles")
 
 
@@ -64,14 +58,11 @@ def interpreted():
         vars(package).pop(name, None)
 
 
-def inputs(b=1, d=3, l=11, n=3, groups=1, **options):
-    return scans.inputs(b, d, l, n, groups, **options)
-
-
-def scan(x, softplus=True, reverse=False, **options):
-    return triton_backend.selective_scan(
-        *(x.get(name) for name in NAMES), softplus, reverse, **options
-    )
+def scan_in_order(x, softplus=True, reverse=False, order=None):
+    """One direction."""
+    directions = [direction(x, order, reverse)]
+    y, (last,) = triton_multi.selective_scan_multi(directions, x.get("z"), softplus)
+    return y, last
 
 
 def defined(x, softplus=True, reverse=False, order=None):
@@ -109,15 +100,15 @@ def assert_defined(x, **options):
 @pytest.fixture
 def short_segments(monkeypatch):
     """Spans of 16 tokens and segments of as many."""
-    monkeypatch.setattr(triton_backend, "SPAN", 16)
-    monkeypatch.setattr(triton_backend, "LEAST_SEGMENT", 16)
+    monkeypatch.setattr(triton_launch, "SPAN", 16)
+    monkeypatch.setattr(triton_launch, "LEAST_SEGMENT", 16)
 
 
 @pytest.fixture
 def short_spans(monkeypatch):
     """Spans of 16 tokens, and time not cut into segments."""
-    monkeypatch.setattr(triton_backend, "SPAN", 16)
-    monkeypatch.setattr(triton_backend, "FEW_PROGRAMS", 0)
+    monkeypatch.setattr(triton_launch, "SPAN", 16)
+    monkeypatch.setattr(triton_launch, "FEW_PROGRAMS", 0)
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -140,7 +131,7 @@ def test_several_spans_give_the_same(short_spans, l, reverse):
 @pytest.mark.parametrize("sizes", [{"l": 33, "b": 2}, {"l": 61, "d": 2, "groups": 2}], ids=str)
 def test_segments_give_the_same(short_segments, sizes, reverse):
     x = inputs(**sizes)
-    assert triton_backend._segment(1, sizes["l"]) < sizes["l"]
+    assert triton_launch._segment(1, sizes["l"]) < sizes["l"]
     assert_defined(x, reverse=reverse)
 
 
@@ -154,11 +145,11 @@ def test_segments_may_start_from_zeros(short_segments):
 
 
 def test_time_is_cut_only_where_programs_are_few_and_tokens_many():
-    few, many = triton_backend.FEW_PROGRAMS // 16, triton_backend.FEW_PROGRAMS
-    assert triton_backend._segment(many, 10**6) >= 10**6
-    assert triton_backend._segment(few, 200) >= 200
-    assert triton_backend._segment(few, 20480) < 20480 // 16
-    assert triton_backend._segment(few, 20480) % triton_backend.SPAN == 0
+    few, many = triton_launch.FEW_PROGRAMS // 16, triton_launch.FEW_PROGRAMS
+    assert triton_launch._segment(many, 10**6) >= 10**6
+    assert triton_launch._segment(few, 200) >= 200
+    assert triton_launch._segment(few, 20480) < 20480 // 16
+    assert triton_launch._segment(few, 20480) % triton_launch.SPAN == 0
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -166,7 +157,7 @@ def test_time_is_cut_only_where_programs_are_few_and_tokens_many():
 def test_any_order_of_tokens(short_segments, l, reverse):
     order = torch.randperm(l, generator=torch.Generator().manual_seed(1))
     x = inputs(l=l)
-    got = outputs_and_grads(scan, x, order=order.int(), reverse=reverse)
+    got = outputs_and_grads(scan_in_order, x, order=order, reverse=reverse)
     assert_same(got, outputs_and_grads(defined, x, order=order, reverse=reverse))
 
 
@@ -256,64 +247,83 @@ def test_runs_are_bit_equal(short_segments):
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_directions_are_summed_and_gated_once(gated):
-    shared = inputs(l=9)
-    each = [inputs(l=9, seed=seed) for seed in (1, 2, 3)]
-    each[1]["D"] = each[1]["delta_bias"] = each[1]["initial_state"] = None
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
-    orders, reverses = [None, None, order], [False, True, True]
-    names = [name for name in NAMES if name != "z"]
+@pytest.mark.parametrize("present", [NAMES, ("u", "delta", "A", "B", "C")], ids=len)
+@pytest.mark.parametrize("length", [9, 33])
+def test_directions_are_summed_and_gated_once(short_segments, length, present):
+    each = [
+        {k: v for k, v in inputs(l=length, b=2, groups=3, seed=seed).items() if k in present}
+        for seed in (1, 2, 3)
+    ]
+    gates = [x.pop("z", None) for x in each]
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(1))
+    paths = [(None, False), (None, True), (order, True)]
 
     def ours(z, parts):
-        directions = [
-            Direction(*(part[name] for name in names), None if o is None else o.int(), r)
-            for part, o, r in zip(parts, orders, reverses, strict=True)
-        ]
-        y, states = triton_backend.selective_scan_multi(directions, z, True)
+        directions = [direction(part, *path) for part, path in zip(parts, paths, strict=True)]
+        y, states = triton_multi.selective_scan_multi(directions, z, True)
         return y, torch.stack(states)
 
     def theirs(z, parts):
         runs = [
-            defined({k: v for k, v in part.items() if k != "z" and v is not None}, True, r, o)
-            for part, o, r in zip(parts, orders, reverses, strict=True)
+            defined(part, True, reverse, order)
+            for part, (order, reverse) in zip(parts, paths, strict=True)
         ]
-        y = sum(y for y, _ in runs)
         gate = 1 if z is None else torch.nn.functional.silu(z.double())
-        return y * gate, torch.stack([state for _, state in runs])
+        return sum(y for y, _ in runs) * gate, torch.stack([state for _, state in runs])
 
     results = []
     for run in (ours, theirs):
-        parts = [
-            {k: None if v is None else v.clone().requires_grad_() for k, v in part.items()}
-            for part in each
-        ]
-        z = shared["z"].clone().requires_grad_() if gated else None
+        parts = [{k: v.clone().requires_grad_() for k, v in part.items()} for part in each]
+        z = None if gates[0] is None else gates[0].clone().requires_grad_()
         y, states = run(z, parts)
         loss(y, states).backward()
-        grads = {
-            f"d{name}{i}": part[name].grad
-            for i, part in enumerate(parts)
-            for name in names
-            if part[name] is not None
-        }
-        results.append({"y": y, "states": states, **grads, **({"dz": z.grad} if gated else {})})
+        grads = {f"d{k}{i}": v.grad for i, part in enumerate(parts) for k, v in part.items()}
+        results.append({"y": y, "states": states, **grads} | ({} if z is None else {"dz": z.grad}))
     assert_same(*results)
+
+
+def test_directions_take_one_launch(monkeypatch):
+    launched = []
+    launch = triton_launch.launch
+
+    def spy(kernel, plans, *rest, **options):
+        launched.append(len(plans))
+        launch(kernel, plans, *rest, **options)
+
+    monkeypatch.setattr(triton_launch, "launch", spy)
+    x = {k: v.requires_grad_() for k, v in inputs(l=5).items()}
+    directions = [direction(x), direction(x, reverse=True)]
+    y, _ = triton_multi.selective_scan_multi(directions, x["z"], True)
+    y.sum().backward()  # u is the same for both, and gets one gradient
+    assert launched == [2, 2]
+    want = {k: v.detach().double().requires_grad_() for k, v in x.items()}
+    (defined(want)[0] + defined(want, reverse=True)[0]).sum().backward()
+    assert_same({f"d{k}": v.grad for k, v in x.items()}, {f"d{k}": v.grad for k, v in want.items()})
 
 
 def test_sums_of_half_precision_directions_are_float32():
     each = [inputs(l=5, seed=seed, dtype=torch.bfloat16) for seed in (1, 2, 3)]
-    names = [name for name in NAMES if name != "z"]
-    directions = [Direction(*(x[name] for name in names), None, False) for x in each]
-    y, _ = triton_backend.selective_scan_multi(directions, None, True)
+    y, _ = triton_multi.selective_scan_multi([direction(x) for x in each], None, True)
     want = sum(defined({k: v for k, v in x.items() if k != "z"})[0] for x in each)
     assert_same({"y": y}, {"y": want.float()})
 
 
 @pytest.mark.parametrize("present", [NAMES, ("u", "delta", "A", "B", "C")], ids=len)
+def test_operators_for_directions_obey_torch(present):
+    each = [inputs(l=3, d=2, n=2, seed=seed) for seed in (1, 2)]
+    lists = [
+        [x[name].requires_grad_() for x in each] if name in present else []
+        for name in NAMES
+        if name != "z"
+    ]
+    arguments = (*lists, None, [torch.tensor([1, 0, 2])], [-1, 0], [True, False], True, True)
+    torch.library.opcheck(triton_multi._scans, arguments)
+
+
+@pytest.mark.parametrize("present", [NAMES, ("u", "delta", "A", "B", "C")], ids=len)
 def test_operators_obey_torch(present):
     x = {k: v.requires_grad_() for k, v in inputs(l=3, d=2, n=2).items() if k in present}
-    args = (*(x.get(name) for name in NAMES), None, None, True, False, False, True)
+    args = (*(x.get(name) for name in NAMES), True, False, True)
     torch.library.opcheck(triton_backend._scan, args)
 
 
@@ -350,123 +360,9 @@ def test_it_needs_a_gpu():
     assert (triton_backend.missing() is None) == here
 
 
-def test_kernels_compile_without_spills_to_few_instructions():
-    env = {k: v for k, v in os.environ.items() if not k.startswith("TRITON")}
-    run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
-    print(*(f"{name}: {values}" for name, values in found.items()), sep="\n")
-    assert len(found) == 2 * 5
-    assert all(kernel["spills"] == 0 for kernel in found.values()), found
-    assert found["sm_90 forward"]["instructions"] <= 14, found
-    assert found["sm_90 backward"]["instructions"] <= 90, found
-
-
 def test_importing_the_backend_leaves_triton_alone():
     code = (
         "import sys, mamba_kernels.selective_scan.triton_backend; "
         "sys.exit(any(name.split('.')[0] == 'triton' for name in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-class Compiled:
-    """In place of a module of kernels: compiles what would be launched and keeps it in `found`."""
-
-    def __init__(self, kernels):
-        self.kernels = kernels
-        self.found = {}
-
-    def __getattr__(self, name):
-        return Launcher(name, getattr(self.kernels, name), self.found)
-
-
-class Launcher:
-    def __init__(self, name, kernel, found):
-        self.name, self.kernel, self.found = name, kernel, found
-
-    def __getitem__(self, grid):
-        def launch(*args, **kwargs):
-            compiled = self.kernel.warmup(*args, grid=grid, **kwargs)
-            self.found[self.name] = compiled, {**kwargs, "args": args}
-
-        return launch
-
-
-class NoGpu:
-    """A driver of Triton that compiles for a GPU which is not there."""
-
-    def __init__(self, target):
-        self.target = target
-
-    def get_current_target(self):
-        return self.target
-
-    def get_current_device(self):
-        return self.target.arch  # kernels are kept by device
-
-    def get_current_stream(self, device):
-        return 0
-
-
-def compiled(capability, **options):
-    """The kernels that one training step launches, as (compiled kernel, its constants)."""
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
-
-    from mamba_kernels.selective_scan import triton_kernels
-
-    driver.set_active(NoGpu(GPUTarget("cuda", capability, 32)))
-    kernels = Compiled(triton_kernels)
-    triton_backend._kernels = lambda: kernels
-    sizes = {"b": 1, "d": 64, "l": 1024, "n": 16, "dtype": torch.bfloat16}
-    x = {k: v.requires_grad_() for k, v in inputs(**(sizes | options)).items()}
-    scan(x)[0].sum().backward()
-    return kernels.found
-
-
-def sass(kernel, tool, *options):
-    binary = Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia/bin" / tool
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        run = [binary, *options, file.name]
-        return subprocess.run(run, capture_output=True, text=True, check=True).stdout
-
-
-def instructions_of_longest_loop(listing):
-    labels, count, longest = {}, 0, 0
-    for line in listing.splitlines():
-        if label := re.match(r"(\.L_x_\d+):", line.strip()):
-            labels[label[1]] = count
-        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*);", line):
-            count += 1
-            target = re.search(r"BRA.*`\((\.L_x_\d+)\)", instruction[1])
-            if target and target[1] in labels:
-                longest = max(longest, count - labels[target[1]])
-    return longest
-
-
-def figures(kernel, constants):
-    """Registers, bytes of spills, and instructions per element in the loops over time."""
-    listing = sass(kernel, "nvdisasm", "-c")
-    usage = sass(kernel, "cuobjdump", "-res-usage")
-    registers, stack = (int(re.search(rf"{k}:(\d+)", usage)[1]) for k in ("REG", "STACK"))
-    result = {"registers": registers, "spills": stack + len(re.findall(r"\b(LDL|STL)\b", listing))}
-    if "T" in constants:
-        names = ("NO", "NI", "D", "T")
-        elements = math.prod(constants[name] for name in names) / 32  # of a thread
-        result["instructions"] = round(instructions_of_longest_loop(listing) / elements, 1)
-    return result
-
-
-if __name__ == "__main__":
-    print(
-        json.dumps(
-            {
-                f"sm_{capability} {name}": figures(*kernel)
-                for capability in (80, 90)
-                for name, kernel in compiled(capability).items()
-            }
-        )
-    )

@@ -75,7 +75,7 @@ def test_scanned_tokens_of_any_step_size(instruction_set):
 @pytest.mark.parametrize("silu", [False, True])
 def test_convolved_tokens_have_the_bits_of_the_sequence(instruction_set, silu, k, dtype):
     x, state, weight, bias = conv_inputs(k=k, dtype=dtype).values()
-    want, last = conv.causal_conv1d(x, weight, bias, state, silu, False)
+    want, last = conv.causal_conv1d(x, weight, bias, state, silu, False, None)
     activation = "silu" if silu else None
     got = [
         causal_conv1d_update(token, state, weight, bias, activation=activation)
@@ -133,6 +133,15 @@ def test_cases_beyond_the_library_run_in_torch():
     want = (torch.cat([x["state"], x["x"][..., :1]], -1) * x["weight"]).sum(-1)
     y = causal_conv1d_update(x["x"][..., 0], x["state"], x["weight"])
     torch.testing.assert_close(y, want)
+
+
+def test_a_forced_backend_refuses_what_it_cannot_take():
+    x = inputs(dtype=torch.float64)
+    with use_backend("cpu"), pytest.raises(ValueError, match=r"'cpu' cannot take .*float64"):
+        selective_state_update(x["initial_state"], **one_token(x, 0))
+    x = conv_inputs(k=9)
+    with use_backend("cpu"), pytest.raises(ValueError, match=r"'cpu' cannot take 9 taps"):
+        causal_conv1d_update(x["x"][..., 0], x["state"], x["weight"])
 
 
 def test_they_give_no_gradients():

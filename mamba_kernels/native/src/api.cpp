@@ -75,7 +75,7 @@ int64_t scan_tasks(const MkScan &p) {
 int64_t conv_tasks(const MkConv &p) { return p.batch * ((p.channels + p.slab - 1) / p.slab); }
 
 // Whether each token below `tokens` occurs once. Without memory to tell: no.
-bool is_permutation(const int32_t *order, int64_t tokens) {
+bool is_permutation(const int64_t *order, int64_t tokens) {
     char *seen = (char *)calloc(tokens, 1);
     bool good = seen;
     for (int64_t i = 0; good && i < tokens; i++) {
@@ -84,6 +84,13 @@ bool is_permutation(const int32_t *order, int64_t tokens) {
     }
     free(seen);
     return good;
+}
+
+bool are_permutations(const MkScan *p, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        if (p[i].order && !is_permutation(p[i].order, p[i].tokens)) return false;
+    }
+    return true;
 }
 
 enum Result : int64_t { DONE = 0, NO_MEMORY = 1, NO_PERMUTATION = 2 };
@@ -102,17 +109,30 @@ MK_EXPORT const char *mk_isa(int64_t i) {
 
 // Each returns a Result.
 MK_EXPORT int64_t mk_scan_forward(const MkScan *p, int64_t isa, int64_t threads) {
-    if (p->order && !is_permutation(p->order, p->tokens)) return NO_PERMUTATION;
     const MkKernels &k = *ISAS[isa].kernels;
     auto task = [&](int64_t i, char *scratch) { k.forward_slab(*p, i, scratch); };
     return mk::run(scan_tasks(*p), threads, k.forward_scratch(*p), task) ? DONE : NO_MEMORY;
 }
 
 MK_EXPORT int64_t mk_scan_backward(const MkScan *p, int64_t isa, int64_t threads) {
-    if (p->order && !is_permutation(p->order, p->tokens)) return NO_PERMUTATION;
     const MkKernels &k = *ISAS[isa].kernels;
     auto task = [&](int64_t i, char *scratch) { k.backward_slab(*p, i, scratch); };
     return mk::run(scan_tasks(*p), threads, k.backward_scratch(*p), task) ? DONE : NO_MEMORY;
+}
+
+// Several directions, of one size and cut into the same slabs.
+MK_EXPORT int64_t mk_multi_forward(const MkScan *p, int64_t count, int64_t isa, int64_t threads) {
+    if (!are_permutations(p, count)) return NO_PERMUTATION;
+    const MkKernels &k = *ISAS[isa].kernels;
+    auto task = [&](int64_t i, char *scratch) { k.multi_forward_slab(p, count, i, scratch); };
+    return mk::run(scan_tasks(*p), threads, k.multi_forward_scratch(*p), task) ? DONE : NO_MEMORY;
+}
+
+MK_EXPORT int64_t mk_multi_backward(const MkScan *p, int64_t count, int64_t isa, int64_t threads) {
+    if (!are_permutations(p, count)) return NO_PERMUTATION;
+    const MkKernels &k = *ISAS[isa].kernels;
+    auto task = [&](int64_t i, char *scratch) { k.multi_backward_slab(p, count, i, scratch); };
+    return mk::run(scan_tasks(*p), threads, k.multi_backward_scratch(*p), task) ? DONE : NO_MEMORY;
 }
 
 // One token; `last` is the state before it and after.

@@ -25,7 +25,7 @@ struct MkScan {
     int64_t slab;     // channels of one task, a multiple of MK_BLOCK: tasks do not depend on threads
     int64_t softplus; // dt = softplus(delta + bias), or that sum itself
     int64_t reverse;  // scan positions run from the last to the first
-    const int32_t *order; // the token at each scan position, or null: position is token
+    const int64_t *order; // the token at each scan position, or null: position is token
 
     MkArray u, delta, z; // (b, d, l)
     MkArray B, C;        // (b, g, n, l)
@@ -33,15 +33,15 @@ struct MkScan {
     const float *D, *bias; // (d)
     const float *initial;  // (b, d, n)
 
-    MkArray plus;       // added to y before the gate, (b, d, l)
-    MkArray y;          // out, (b, d, l)
+    MkArray residual;   // added to y before the gate, (b, d, l)
+    MkArray y;          // out, (b, d, l); of the backward pass only where it is recomputed for others
     float *last;        // out, (b, d, n)
     float *checkpoints; // (b, g, chunks, n, padded channels of a group); out of the forward pass
 
     MkArray grad_y;                     // (b, d, l)
     const float *grad_last;             // (b, d, n)
     MkArray grad_u, grad_delta, grad_z; // out, (b, d, l)
-    MkArray grad_plus;                  // out, (b, d, l); without gate it is grad_y
+    int64_t adds_u;                     // what grad_u holds is added to
     float *grad_B, *grad_C;             // out, to be summed over the first axis: (slabs, b, g, l, n)
     float *grad_A;                      // out, to be summed over b: (b, d, n)
     float *grad_D, *grad_bias;          // out, to be summed over b: (b, d)
@@ -53,7 +53,7 @@ struct MkConv {
     int64_t slab;    // channels of one task, a multiple of MK_BLOCK: tasks do not depend on threads
     int64_t silu;    // SiLU follows
     int64_t reverse; // positions run from the last to the first
-    const int32_t *order; // the token at each position, or null: position is token
+    const int64_t *order; // the token at each position, or null: position is token
 
     MkArray x;       // (b, d, l)
     MkArray weight;  // (d, k)

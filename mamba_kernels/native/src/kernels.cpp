@@ -2,6 +2,7 @@
 
 #include "conv.h"
 #include "kernels.h"
+#include "multi.h"
 #include "step.h"
 
 #define MK_JOIN(a, b) a##b
@@ -23,6 +24,8 @@ void exp_of(const float *from, float *to, int64_t count) {
 extern const MkKernels MK_TABLE(MK_ISA) = {
     forward_scratch, forward_slab,
     backward_scratch, backward_slab,
+    multi_forward_scratch, multi_forward_slab,
+    multi_backward_scratch, multi_backward_slab,
     step_scratch, step_slab,
     conv_forward_scratch, conv_forward_strip,
     conv_backward_scratch, conv_backward_strip,

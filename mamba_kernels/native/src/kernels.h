@@ -9,6 +9,10 @@ struct MkKernels {
     void (*forward_slab)(const MkScan &, int64_t task, char *scratch);
     int64_t (*backward_scratch)(const MkScan &);
     void (*backward_slab)(const MkScan &, int64_t task, char *scratch);
+    int64_t (*multi_forward_scratch)(const MkScan &);
+    void (*multi_forward_slab)(const MkScan *, int64_t count, int64_t task, char *scratch);
+    int64_t (*multi_backward_scratch)(const MkScan &);
+    void (*multi_backward_slab)(const MkScan *, int64_t count, int64_t task, char *scratch);
     int64_t (*step_scratch)(const MkScan &);
     void (*step_slab)(const MkScan &, int64_t task, char *scratch);
     int64_t (*conv_forward_scratch)(const MkConv &);

@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include "scan.h"
+#include "slab.h"
 
 namespace {
 

@@ -14,13 +14,14 @@ struct Span {
     int count;
     int step;       // +1 or -1: consecutive tokens; 0: any
     int64_t tokens; // of the whole sequence
-    int64_t ahead;  // from a token to that of the chunk worked on next, which is fetched meanwhile
+    int64_t ahead;  // where tokens are consecutive: from one to that of the chunk worked on next
+    int64_t next[MK_CHUNK]; // elsewhere the tokens of that chunk, which is fetched meanwhile
 
     Span(const MkScan &p, int64_t chunk, bool backwards = false)
         : Span(p.order, p.reverse, p.tokens, chunk, backwards) {}
 
     // `backwards`: chunks are worked on from the last to the first.
-    Span(const int32_t *order, bool reverse, int64_t tokens, int64_t chunk, bool backwards = false) : tokens(tokens) {
+    Span(const int64_t *order, bool reverse, int64_t tokens, int64_t chunk, bool backwards = false) : tokens(tokens) {
         int64_t first = chunk * MK_CHUNK;
         count = int(tokens - first < MK_CHUNK ? tokens - first : MK_CHUNK);
         step = order ? 0 : reverse ? -1 : 1;
@@ -28,6 +29,9 @@ struct Span {
         for (int t = 0; t < count; t++) {
             int64_t position = reverse ? tokens - 1 - (first + t) : first + t;
             token[t] = order ? order[position] : position;
+            if (!order) continue;
+            int64_t later = position + (backwards == reverse ? MK_CHUNK : -MK_CHUNK);
+            next[t] = order[later >= 0 && later < tokens ? later : position];
         }
     }
 };
@@ -89,7 +93,8 @@ void load_tile_of(const Rows &rows, const Span &span, Floats *tile) {
     if (rows.count == LANES && rows.channel == size) {
         for (int t = 0; t < span.count; t++) {
             const char *row = rows.data + span.token[t] * rows.token;
-            __builtin_prefetch(row + span.ahead * rows.token, 0, 2);
+            int64_t next = span.step ? span.token[t] + span.ahead : span.next[t];
+            __builtin_prefetch(rows.data + next * rows.token, 0, 2);
             tile[t] = widen(load<V>(row));
         }
         return;
