@@ -18,11 +18,14 @@ OPTIONS = {
     r"([1-9]\d*)epochs": "hyperparameters.num_epochs",
     r"([1-9]\d*)iterations": "hyperparameters.num_iterations_per_epoch",
     r"seed(\d+)": "hyperparameters.seed",
+    r"lr([1-9]\d*e-[1-9]\d*)": "hyperparameters.initial_lr",
     r"(raster|zigzag|hilbert|shuffle)": "network_options.scan_order",
     r"unidirectional()": "network_options.bidirectional",
 }
 """What may follow a trainer's name, after an underscore each, and what it sets."""
-OPTION_FORMS = ("Nepochs", "Niterations", "seedN", "zigzag", "hilbert", "shuffle", "unidirectional")
+OPTION_FORMS = (
+    "Nepochs", "Niterations", "seedN", "lr1e-3", "zigzag", "hilbert", "shuffle", "unidirectional",
+)  # fmt: skip
 """The same, as a person is told."""
 
 
@@ -89,4 +92,6 @@ def _parse(base: type, suffix: str) -> tuple[str, object]:
 
 def _value(text: str) -> object:
     """A number, a word, or False for an option that switches something off."""
+    if re.fullmatch(r"\d+e-\d+", text):
+        return float(text)
     return int(text) if text.isdigit() else text or False
