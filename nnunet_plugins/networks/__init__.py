@@ -2,5 +2,6 @@
 
 from nnunet_plugins.networks.hymamba import HyMamba
 from nnunet_plugins.networks.vanilla_mamba import VanillaMamba
+from nnunet_plugins.networks.vivim import Vivim
 
-__all__ = ["HyMamba", "VanillaMamba"]
+__all__ = ["HyMamba", "VanillaMamba", "Vivim"]

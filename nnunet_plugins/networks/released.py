@@ -2,11 +2,12 @@
 
 HyMamba: segmentation nets and encoders of the MambaMIM repository (2024-08-20). Their layout is
 prefixes `embeddings.` (CNN), `mae.` (Mamba) and `decoder.`; every size is read off the shapes.
+Vivim: `released_vivim`.
 """
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,11 @@ from torch import Tensor
 
 from nnunet_plugins.networks.hymamba import HyMamba
 from nnunet_plugins.networks.layers.position import sincos_position
+from nnunet_plugins.networks.released_vivim import vivim_from_released
+from nnunet_plugins.networks.renaming import all_renamed, count, renamed, sizes
 from nnunet_plugins.networks.weights import fit
+
+__all__ = ["hymamba_from_released", "our_name", "vivim_from_released"]
 
 HYMAMBA_NAMES = (
     (r"embeddings\.stem\.", "encoder.stem.0."),
@@ -35,7 +40,7 @@ HYMAMBA_NAMES = (
     (r"decoder\.decoder(\d+)\.", "decoder.ups.{0-2}."),
     (r"decoder\.out\.conv\.", "decoder.seg_layers.0."),
 )
-"""Patterns of released names and ours; `{0-2}` is the first number less two. First match wins."""
+"""As in `renaming`."""
 
 HYMAMBA_UNREAD = (
     r"mae\.blocks\.\d+\.mamba\.(A_b_log|D_b|conv1d_b\..*|x_proj_b\..*|dt_proj_b\..*)",
@@ -74,9 +79,9 @@ def hymamba_from_released(state_dict: Mapping[str, Tensor], *, num_classes: int 
         )
     has_decoder = any(name.startswith("decoder.") for name in released)
     if has_decoder:
-        num_classes = _sizes(released, "decoder.out.conv.weight")[0]
+        num_classes = sizes(released, "decoder.out.conv.weight")[0]
     network = HyMamba(num_classes=num_classes, **_hymamba_sizes(released))
-    weights, unknown = _renamed(released)
+    weights, unknown = all_renamed(released, HYMAMBA_NAMES, HYMAMBA_UNREAD)
     _check_position(released)
     new = {
         name: tensor
@@ -102,71 +107,34 @@ def _hymamba_sizes(released: Mapping[str, Tensor]) -> dict[str, Any]:
     stages = [2]
     while f"embeddings.layer{stages[-1] + 1}.0.conv1.weight" in released:
         stages.append(stages[-1] + 1)
-    widths = [_sizes(released, f"embeddings.layer{s}.0.conv1.weight")[0] for s in stages]
-    stem = _sizes(released, "embeddings.stem.weight")
+    widths = [sizes(released, f"embeddings.layer{s}.0.conv1.weight")[0] for s in stages]
+    stem = sizes(released, "embeddings.stem.weight")
     expansions = [
-        _sizes(released, f"embeddings.layer{s}.0.conv2.weight")[0] // width
+        sizes(released, f"embeddings.layer{s}.0.conv2.weight")[0] // width
         for s, width in zip(stages, widths, strict=True)
     ]
     mamba = "mae.blocks.0.mamba."
-    d_model, d_inner = _sizes(released, mamba + "out_proj.weight")
+    d_model, d_inner = sizes(released, mamba + "out_proj.weight")
     return {
         "input_channels": stem[1],
         "features_per_stage": [stem[0], *widths],
         "blocks_per_stage": [
-            _count(released, rf"embeddings\.layer{s}\.(\d+)\.conv1\.weight") for s in stages
+            count(released, rf"embeddings\.layer{s}\.(\d+)\.conv1\.weight") for s in stages
         ],
         "expansions": expansions,
-        "mamba_depth": _count(released, r"mae\.blocks\.(\d+)\.norm1\.weight"),
-        "d_state": _sizes(released, mamba + "A_log")[1],
-        "d_conv": _sizes(released, mamba + "conv1d.weight")[2],
+        "mamba_depth": count(released, r"mae\.blocks\.(\d+)\.norm1\.weight"),
+        "d_state": sizes(released, mamba + "A_log")[1],
+        "d_conv": sizes(released, mamba + "conv1d.weight")[2],
         "expand": d_inner // d_model,
-        "dt_rank": _sizes(released, mamba + "dt_proj.weight")[1],
-        "mlp_ratio": _sizes(released, "mae.blocks.0.mlp.fc1.weight")[0] / d_model,
+        "dt_rank": sizes(released, mamba + "dt_proj.weight")[1],
+        "mlp_ratio": sizes(released, "mae.blocks.0.mlp.fc1.weight")[0] / d_model,
         "bidirectional": False,
     }
 
 
-def _sizes(released: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    if name not in released:
-        raise ValueError(f"the released checkpoint lacks {name}, from which a size is read")
-    return tuple(released[name].shape)
-
-
-def _count(released: Mapping[str, Tensor], pattern: str) -> int:
-    return sum(re.fullmatch(pattern, name) is not None for name in released)
-
-
-def _renamed(released: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Our names to the released tensors, and the released names that nothing stands for."""
-    weights, unknown = {}, []
-    for name, tensor in released.items():
-        if any(re.fullmatch(pattern, name) for pattern in HYMAMBA_UNREAD):
-            continue
-        ours = our_name(name)
-        if ours is None:
-            unknown.append(name)
-        else:
-            weights[ours] = tensor
-    return weights, unknown
-
-
 def our_name(name: str) -> str | None:
-    """The name that a released tensor has in our network, None if nothing stands for it."""
-    for pattern, template in HYMAMBA_NAMES:
-        match = re.match(pattern, name)
-        if match:
-            return _filled(template, match.groups()) + name[match.end() :]
-    return None
-
-
-def _filled(template: str, numbers: Sequence[str]) -> str:
-    """The template with `{i}` and `{i-k}` replaced by number i, less k."""
-
-    def number(slot: re.Match[str]) -> str:
-        return str(int(numbers[int(slot[1])]) - int(slot[2] or 0))
-
-    return re.sub(r"\{(\d)(?:-(\d))?\}", number, template)
+    """The name that a released tensor of HyMamba has in our network, None if it has none."""
+    return renamed(name, HYMAMBA_NAMES)
 
 
 def _check_position(released: Mapping[str, Tensor]) -> None:

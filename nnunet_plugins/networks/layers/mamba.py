@@ -1,11 +1,12 @@
 """Mamba over token sequences.
 
 Shapes: b batch, l tokens, c model channels, e inner channels (expand * c), n states, r dt_rank.
-Parameter names are those of mamba_ssm, and of Vision Mamba for the second direction (`_b`), so
-that checkpoints of the Mamba-1 family load.
+Parameter names are those of mamba_ssm, and of Vision Mamba and Vivim for the further directions
+(`_b`, `_s`), so that checkpoints of the Mamba-1 family load.
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from mamba_kernels.selective_scan.multi import Order
 
 DT_RANGE = (1e-3, 1e-1)
 """Step sizes a fresh mixer starts from, log-uniform (Gu & Dao, 2023, section 3.6)."""
+
+SUFFIXES = {"forward": "", "reverse": "_b", "interleaved": "_s"}
+"""Directions of a mixer, and what the names of their parameters end in."""
 
 
 def in_full_precision(module: nn.Module, *inputs: Tensor) -> Tensor:
@@ -33,15 +37,20 @@ def in_full_precision(module: nn.Module, *inputs: Tensor) -> Tensor:
 class MambaMixer(nn.Module):
     """Mix tokens along the sequence, in time linear in their number.
 
+    Each direction has its own convolution and state space; the projections in and out and the
+    gate are shared.
+
     Args:
         d_model: Channels of the tokens, c.
         d_state: States per inner channel, n.
         d_conv: Width of the causal convolution before the scan, in tokens.
         expand: Inner channels over model channels, e / c.
         dt_rank: Rank of the step size projection, r; ceil(c / 16) if None.
-        bidirectional: Scan from both ends with own convolutions and state spaces, one input
-            projection, one gate and one output projection (Zhu et al., "Vision Mamba", 2024,
-            arXiv:2401.09417, Algorithm 1); from the first token only if False.
+        bidirectional: Scan from both ends (Zhu et al., "Vision Mamba", 2024, arXiv:2401.09417,
+            Algorithm 1); from the first token only if False.
+        interleaved: Scan once more with the frames of a clip interleaved: all frames of the first
+            place, of the second, ... (Yang et al., "Vivim", 2024, arXiv:2401.14168, section III-D).
+        combine: Whether directions are summed (Vision Mamba) or averaged (Vivim's released code).
     """
 
     def __init__(
@@ -52,65 +61,80 @@ class MambaMixer(nn.Module):
         expand: int = 2,
         dt_rank: int | None = None,
         bidirectional: bool = True,
+        interleaved: bool = False,
+        combine: Literal["sum", "mean"] = "sum",
     ) -> None:
         super().__init__()
         d_inner = expand * d_model
         dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
         self.split = [dt_rank, d_state, d_state]
-        self.bidirectional = bidirectional
+        self.combine = combine
+        chosen = {"forward": True, "reverse": bidirectional, "interleaved": interleaved}
+        self.directions = [name for name in SUFFIXES if chosen[name]]
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
-        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner)
-        self.x_proj = nn.Linear(d_inner, sum(self.split), bias=False)
-        self.dt_proj = _dt_projection(dt_rank, d_inner)
-        self.A_log = _decay_rates(d_inner, d_state)
-        self.D = nn.Parameter(torch.ones(d_inner))
-        if bidirectional:
-            self.conv1d_b = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner)
-            self.x_proj_b = nn.Linear(d_inner, sum(self.split), bias=False)
-            self.dt_proj_b = _dt_projection(dt_rank, d_inner)
-            self.A_b_log = _decay_rates(d_inner, d_state)
-            self.D_b = nn.Parameter(torch.ones(d_inner))
+        for name in self.directions:
+            self._add_direction(SUFFIXES[name], d_inner, d_conv)
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         """Tokens in, tokens out: (b, l, c) -> (b, l, c).
 
-        The output projection is computed in the dtype of its weights, under autocast too.
+        With `frames` the tokens are those of a clip, frame after frame, equally many each. The
+        output projection is computed in the dtype of its weights, under autocast too.
         """
         u, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (b, e, l) each
-        scans = [self._scan(u, self.conv1d, self.x_proj, self.dt_proj, self.A_log, reverse=False)]
-        skips = [self.D]
-        orders: list[Order] = ["forward"]
-        if self.bidirectional:
-            scans.append(
-                self._scan(
-                    u, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, reverse=True
-                )
-            )
-            skips.append(self.D_b)
-            orders.append("reverse")
-        u, delta, A, B, C, bias = zip(*scans, strict=True)
-        y, _ = selective_scan_multi(u, delta, A, B, C, skips, z, bias, orders=orders)
+        scans = [self._scan(u, name, frames) for name in self.directions]
+        orders = [_order(name, x.shape[1], frames, x.device) for name in self.directions]
+        u, delta, A, B, C, D, bias = zip(*scans, strict=True)
+        y, _ = selective_scan_multi(
+            u, delta, A, B, C, D, z, bias, orders=orders, combine=self.combine
+        )
         return in_full_precision(self.out_proj, y.transpose(1, 2))
 
-    def _scan(
-        self,
-        u: Tensor,
-        conv1d: nn.Conv1d,
-        x_proj: nn.Linear,
-        dt_proj: nn.Linear,
-        A_log: Tensor,
-        *,
-        reverse: bool,
-    ) -> tuple[Tensor, ...]:
-        """Of one direction, from (b, e, l): u, delta, A, B, C and delta_bias of its scan."""
-        u = causal_conv1d(
-            u, conv1d.weight.squeeze(1), conv1d.bias, activation="silu", reverse=reverse
+    def _add_direction(self, suffix: str, d_inner: int, d_conv: int) -> None:
+        dt_rank, d_state, _ = self.split
+        parts = {
+            f"conv1d{suffix}": nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner),
+            f"x_proj{suffix}": nn.Linear(d_inner, sum(self.split), bias=False),
+            f"dt_proj{suffix}": _dt_projection(dt_rank, d_inner),
+            f"A{suffix}_log": _decay_rates(d_inner, d_state),
+            f"D{suffix}": nn.Parameter(torch.ones(d_inner)),
+        }
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def _scan(self, u: Tensor, direction: str, frames: int) -> tuple[Tensor, ...]:
+        """Of one direction, from (b, e, l): u, delta, A, B, C, D and delta_bias of its scan."""
+        names = ("conv1d{}", "x_proj{}", "dt_proj{}", "A{}_log", "D{}")
+        conv1d, x_proj, dt_proj, A_log, D = (
+            getattr(self, name.format(SUFFIXES[direction])) for name in names
         )
+        taps, reverse = conv1d.weight.squeeze(1), direction == "reverse"
+        if direction == "interleaved":
+            u = _transposed(u, frames)
+        u = causal_conv1d(u, taps, conv1d.bias, activation="silu", reverse=reverse)
+        if direction == "interleaved":
+            u = _transposed(u, u.shape[2] // frames)
         delta, B, C = x_proj(u.transpose(1, 2)).split(self.split, dim=-1)
         delta = F.linear(delta, dt_proj.weight).transpose(1, 2)
         A = -A_log.float().exp()
-        return u, delta, A, B.transpose(1, 2), C.transpose(1, 2), dt_proj.bias
+        return u, delta, A, B.transpose(1, 2), C.transpose(1, 2), D, dt_proj.bias
+
+
+def _order(direction: str, tokens: int, frames: int, device: torch.device) -> Order:
+    """The order in which a direction visits the tokens of so many frames."""
+    if direction == "forward":
+        return "forward"
+    if direction == "reverse":
+        return "reverse"
+    if device.type == "meta":  # which has no values, and the scan checks them
+        device = torch.device("cpu")
+    return torch.arange(tokens, device=device).view(frames, -1).T.flatten()
+
+
+def _transposed(x: Tensor, rows: int) -> Tensor:
+    """The last axis, a matrix of so many rows, read by columns: (b, e, l) -> (b, e, l)."""
+    return x.reshape(*x.shape[:2], rows, -1).transpose(2, 3).flatten(2)
 
 
 class MambaLayer(nn.Module):

@@ -7,29 +7,42 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunet_plugins.networks import HyMamba, VanillaMamba
+from nnunet_plugins.networks import HyMamba, VanillaMamba, Vivim
 
 CLASSES = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """A small network: how to build it, and an image it takes."""
+    """A small network: how to build it, an image it takes, and where Mamba's features come out."""
 
     build: Callable[..., nn.Module]
     image: tuple[int, ...]
+    mamba: str
+    any_size: bool = False
 
 
 def hymamba(**options) -> Case:
     image = options.pop("image", (1, 16, 8, 8))
     options = {"features_per_stage": (4, 6, 8), "mamba_depth": 2} | options
-    return Case(lambda **kw: HyMamba(image[0], CLASSES, **options, **kw), image)
+    return Case(lambda **kw: HyMamba(image[0], CLASSES, **options, **kw), image, "encoder.mamba")
 
 
 def vanilla(**options) -> Case:
     image = options.pop("image", (1, 32, 16, 16))
     options = {"feature_size": 2, "d_model": 12, "depth": 4} | options
-    return Case(lambda **kw: VanillaMamba(image[0], CLASSES, **options, **kw), image)
+    return Case(lambda **kw: VanillaMamba(image[0], CLASSES, **options, **kw), image, "mamba")
+
+
+def vivim(**options) -> Case:
+    image = options.pop("image", (3, 2, 70, 37))
+    options = {
+        "features_per_stage": (8, 8, 10, 16), "blocks_per_stage": (1, 1, 1, 1), "mamba_depth": 1,
+        "decoder_width": 12, "dropout": 0.0,
+    } | options  # fmt: skip
+    return Case(
+        lambda **kw: Vivim(image[0], CLASSES, **options, **kw), image, "encoder.stages.3", True
+    )
 
 
 ANISOTROPIC = {
@@ -49,6 +62,10 @@ CASES = {
     "vanilla": vanilla(),
     "vanilla-2d": vanilla(strides=[(1, 1), *[(2, 2)] * 4], image=(1, 32, 32)),
     "vanilla-shuffle": vanilla(scan_order="shuffle"),
+    "vivim": vivim(),
+    "vivim-grey": vivim(image=(1, 3, 64, 64)),
+    "vivim-layer-norm": vivim(norm="layer"),
+    "vivim-sum": vivim(combine="sum"),
 }
 
 
@@ -140,8 +157,11 @@ def test_wrong_images_are_refused_with_what_is_needed(case):
     network, x = case.build(), image(case)
     with pytest.raises(ValueError, match=rf"image has {x.shape[1] + 1} channels"):
         network(torch.cat([x, x[:, :1]], dim=1))
-    with pytest.raises(ValueError, match="pad each axis to a multiple"):
-        network(x[..., :-1])
+    if case.any_size:
+        assert network(x[..., :-1]).shape[2:] == x[..., :-1].shape[2:]
+    else:
+        with pytest.raises(ValueError, match="pad each axis to a multiple"):
+            network(x[..., :-1])
     with pytest.raises(ValueError, match="grid axes"):
         network(x[0])
 
@@ -153,8 +173,7 @@ def test_float16_autocast_ranges_survive(case):
         for name, p in network.named_parameters():
             if name.endswith("mamba.in_proj.weight"):
                 p.mul_(3e3)
-        stage = network.encoder.mamba if hasattr(network, "encoder") else network.mamba
-        peaks = []
+        stage, peaks = network.get_submodule(case.mamba), []
         stage.register_forward_hook(lambda _, __, out: peaks.append(float(out[0].abs().max())))
         with torch.autocast("cpu", torch.float16):
             logits = network(image(case, batch=1))
