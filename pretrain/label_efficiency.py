@@ -10,13 +10,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import t as student
+from tqdm import tqdm
 
 from pretrain.export import Pretrained, write_nnunet
 from pretrain.plan import read_plan
@@ -41,6 +44,7 @@ class Study:
         fold: Of the dataset's own split, whose cases are shared out.
         validation: Most validation cases; all of the fold if None.
         device: cpu, cuda or mps.
+        jobs: Trainings at a time; on a CPU they share out its cores.
     """
 
     dataset: str
@@ -54,6 +58,7 @@ class Study:
     fold: int = 0
     validation: int | None = None
     device: str = "cpu"
+    jobs: int = 1
 
 
 @dataclass(frozen=True)
@@ -129,17 +134,22 @@ def compare(study: Study, pretrained: Pretrained, folder: Path) -> Summary:
     plan = read_plan(
         study.preprocessed / study.dataset / f"{study.plans}.json", study.configuration
     )
-    summary = Summary()
-    for seed in study.seeds:
-        weights = folder / f"pretrained_seed{seed}.pth"
-        write_nnunet(pretrained, plan, weights, seed)
-        for share in study.shares:
-            for arm in ARMS:
-                options = ["-pretrained_weights", str(weights)] if arm == "pretrained" else []
-                number, cases = folds[share, seed]
-                dice = _train(study, folder, arm, number, seed, options)
-                summary.trainings.append(Training(arm, share, seed, cases, dice))
-                print(f"{arm}, {share} % ({cases} cases), seed {seed}: Dice {dice:.4f}", flush=True)
+    weights = {seed: folder / f"pretrained_seed{seed}.pth" for seed in study.seeds}
+    for seed, file in weights.items():
+        write_nnunet(pretrained, plan, file, seed)
+
+    def train(kind: tuple[int, int, str]) -> Training:
+        seed, share, arm = kind
+        number, cases = folds[share, seed]
+        options = ["-pretrained_weights", str(weights[seed])] if arm == "pretrained" else []
+        dice = _train(study, folder, arm, number, seed, options)
+        tqdm.write(f"{arm}, {share} % ({cases} cases), seed {seed}: Dice {dice:.4f}")
+        return Training(arm, share, seed, cases, dice)
+
+    kinds = list(product(study.seeds, study.shares, ARMS))
+    with ThreadPoolExecutor(study.jobs) as pool:
+        done = tqdm(pool.map(train, kinds), total=len(kinds), unit="training", disable=None)
+        summary = Summary(list(done))
     _write(summary, folder)
     return summary
 
@@ -204,11 +214,18 @@ def _train(
 
 
 def _environment(study: Study, folder: Path, results: Path) -> Mapping[str, str]:
-    return os.environ | {
-        "nnUNet_raw": str(study.raw),
-        "nnUNet_preprocessed": str((folder / "preprocessed").resolve()),
-        "nnUNet_results": str(results.resolve()),
-    }
+    threads = {}
+    if study.device == "cpu" and study.jobs > 1:
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // study.jobs))}
+    return (
+        os.environ
+        | threads
+        | {
+            "nnUNet_raw": str(study.raw),
+            "nnUNet_preprocessed": str((folder / "preprocessed").resolve()),
+            "nnUNet_results": str(results.resolve()),
+        }
+    )
 
 
 def _write(summary: Summary, folder: Path) -> None:

@@ -17,6 +17,7 @@ MAY_NOT_IMPORT = {
         "pretrain",
         "nnunetv2",
     },
+    "nnunet_plugins/losses": {"nnunet_plugins.trainers", "pretrain", "monai", "nnunetv2"},
     "nnunet_plugins/trainers": {"pretrain", "nnunet_plugins.demo", "nnunet_plugins.cli"},
     "nnunet_plugins/bundle": {"pretrain", "nnunet_plugins.demo", "nnunet_plugins.cli"},
     "nnunet_plugins/planners": {"pretrain", "nnunet_plugins.demo", "nnunet_plugins.trainers"},
@@ -27,7 +28,7 @@ NOWHERE = {"torchvision", "mamba_ssm", "causal_conv1d"}
 
 
 def imports(source: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source.read_text())):
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -56,7 +57,7 @@ def test_what_python_loads_at_start_imports_only_sys():
     top_level = [
         alias.name
         for source in loaded
-        for node in ast.parse(source.read_text()).body
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     ]

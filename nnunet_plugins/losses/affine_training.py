@@ -91,7 +91,7 @@ def train_regressor(
             )
             loss = F.mse_loss(regressor(first, second), matrix)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             if progress is not None:

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind (3)")
     parser.add_argument("--fold", type=int, default=0, help="whose cases are shared out (0)")
     parser.add_argument("--validation", type=int, help="most validation cases (all of the fold)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (1)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
 
 
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     study = Study(
         args.dataset, folders["nnUNet_preprocessed"], folders["nnUNet_raw"], args.trainer,
         args.plans, args.configuration, args.shares, range(args.seeds), args.fold,
-        args.validation, args.device,
+        args.validation, args.device, args.jobs,
     )  # fmt: skip
     print(compare(study, read_pretrained(args.weights), args.out).table())
     return 0
