@@ -78,30 +78,41 @@ class Summary:
 
     trainings: list[Training] = field(default_factory=list)
 
+    @property
+    def shares(self) -> list[int]:
+        """Shares at which both arms were trained."""
+        return [s for s in sorted({x.share for x in self.trainings}) if self.seeds(s)]
+
+    def seeds(self, share: int) -> list[int]:
+        """Seeds with which both arms were trained."""
+        arms = [{x.seed for x in self.trainings if (x.arm, x.share) == (a, share)} for a in ARMS]
+        return sorted(arms[0] & arms[1])
+
     def dice(self, arm: str, share: int) -> list[float]:
-        """Dice of each seed, in the order of the seeds."""
-        chosen = [x for x in self.trainings if (x.arm, x.share) == (arm, share)]
-        return [x.dice for x in sorted(chosen, key=lambda x: x.seed)]
+        """Dice of the seeds that both arms have, in their order."""
+        dice = {x.seed: x.dice for x in self.trainings if (x.arm, x.share) == (arm, share)}
+        return [dice[seed] for seed in self.seeds(share)]
 
     def table(self) -> str:
         """Markdown: mean and 95 % interval (Student's t over the seeds) of each arm and share.
 
         The last column is the mean of the differences at the same seed.
         """
-        rows = ["| labels | cases | " + " | ".join(ARMS) + " | difference |", "|" + "---|" * 5]
-        for share in sorted({x.share for x in self.trainings}):
+        titles = ("labels", "cases", "seeds", *ARMS, "difference")
+        rows = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+        for share in self.shares:
             cases = next(x.cases for x in self.trainings if x.share == share)
             scratch, pretrained = (self.dice(arm, share) for arm in ARMS)
-            pairs = [b - a for a, b in zip(scratch, pretrained, strict=False)]
+            pairs = [b - a for a, b in zip(scratch, pretrained, strict=True)]
             cells = [_interval(values) for values in (scratch, pretrained, pairs)]
-            rows.append(f"| {share} % | {cases} | " + " | ".join(cells) + " |")
+            rows.append(f"| {share} % | {cases} | {len(pairs)} | " + " | ".join(cells) + " |")
         return "\n".join(rows)
 
     def plot(self) -> Figure:
         """Dice over the share of labels, a line for each arm with its intervals."""
         figure = Figure(figsize=(5, 3.5), layout="constrained")
         axes = figure.subplots()
-        shares = sorted({x.share for x in self.trainings})
+        shares = self.shares
         for arm, marker in zip(ARMS, "os", strict=True):
             values = [self.dice(arm, share) for share in shares]
             means, widths = [mean(v) for v in values], [_half_width(v) for v in values]
@@ -119,8 +130,9 @@ def compare(study: Study, pretrained: Pretrained, folder: Path) -> Summary:
     Args:
         study: What is compared.
         pretrained: Weights to start the second arm from.
-        folder: For splits, trainings, `table.md`, `trainings.csv` and `plot.png`. A study that
-            was stopped goes on from the trainings that were complete.
+        folder: For splits, trainings, `table.md`, `trainings.csv` and `plot.png`, the latter
+            three up to date after each training. A study that was stopped goes on from the
+            trainings that were complete.
 
     Returns:
         The figures of all trainings.
@@ -148,9 +160,10 @@ def compare(study: Study, pretrained: Pretrained, folder: Path) -> Summary:
 
     kinds = list(product(study.seeds, study.shares, ARMS))
     with ThreadPoolExecutor(study.jobs) as pool:
-        done = tqdm(pool.map(train, kinds), total=len(kinds), unit="training", disable=None)
-        summary = Summary(list(done))
-    _write(summary, folder)
+        summary = Summary()
+        for done in tqdm(pool.map(train, kinds), total=len(kinds), unit="training", disable=None):
+            summary.trainings.append(done)
+            _write(summary, folder)
     return summary
 
 

@@ -55,6 +55,15 @@ def test_the_table_pairs_seeds():
     assert summary.dice("scratch", 10) == [0.5, 0.7, 0.6]
     row = summary.table().splitlines()[2]
     # 95 % of Student's t with two degrees of freedom is 4.303; the deviation is 0.1
-    assert row == "| 10 % | 3 | 0.600 +/- 0.248 | 0.700 +/- 0.248 | 0.100 +/- 0.000 |"
+    assert row == "| 10 % | 3 | 3 | 0.600 +/- 0.248 | 0.700 +/- 0.248 | 0.100 +/- 0.000 |"
     assert mean(summary.dice("pretrained", 10)) == pytest.approx(0.7)
     assert len(summary.plot().axes[0].get_lines()) >= 2
+
+
+def test_what_one_arm_lacks_is_left_out():
+    summary = Summary([Training("scratch", 10, 0, 3, 0.5), Training("scratch", 25, 1, 8, 0.6)])
+    assert summary.shares == []
+    summary.trainings += [Training("pretrained", 25, 0, 8, 0.1), Training("scratch", 25, 0, 8, 0.4)]
+    assert (summary.shares, summary.seeds(25)) == ([25], [0])
+    assert summary.dice("scratch", 25) == [0.4]
+    assert summary.table().count("\n") == 2
