@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"python -m pretrain {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. The same command with --resume goes on from here.", file=sys.stderr)
+        print("\nStopped.", file=sys.stderr)
         return 130
 
 

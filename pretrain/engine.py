@@ -35,6 +35,7 @@ def pretrain(
     *,
     config: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    records: Mapping[str, Any] | None = None,
     draw: Draw | None = None,
     resume: bool = False,
 ) -> list[Row]:
@@ -54,6 +55,7 @@ def pretrain(
         config: Plain JSON values that define the run beside the settings. Compared on resume.
         metadata: Plain JSON values for the header of the weights: the network's class and its
             arguments.
+        records: Plain JSON values to keep with the run, a file for each name.
         draw: Called every `picture_every` epochs on the main process with the objective's output
             in eval mode for the same samples each time.
         resume: Go on with the run in the folder.
@@ -73,7 +75,7 @@ def pretrain(
     """
     run = RunFolder(Path(folder), {"settings": settings.to_dict(), "run": dict(config or {})})
     engine = Engine(objective, dataset, run, settings, metadata or {}, draw)
-    engine.open(resume)
+    engine.open(resume, records or {})
     with engine.reports(), stop_requests() as request:
         engine.train(request)
     return engine.progress.rows
@@ -99,7 +101,7 @@ class Engine:
         self.is_main = self.step.rank == 0
         self.tensorboard: SummaryWriter | None = None
 
-    def open(self, resume: bool) -> None:
+    def open(self, resume: bool, records: Mapping[str, Any]) -> None:
         """Start the folder, or take up the run in it."""
         if resume:
             self.run.check_resume()
@@ -111,7 +113,7 @@ class Engine:
             self.progress = Progress(**state.pop("progress"))
             self.step.load_state_dict(state)
         elif self.is_main:
-            self.run.start()
+            self.run.start(records)
             self.run.save_checkpoint(self.state_dict())
         self.step.accelerator.wait_for_everyone()
 

@@ -7,15 +7,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import save
+from torch import Tensor, nn
 
-from nnunet_plugins.networks.weights import fit
+from nnunet_plugins.networks.hymamba import PAPER_WIDTHS, SMALL_WIDTHS, stage_widths
+from nnunet_plugins.networks.weights import Fit, fit
 from pretrain.blueprint import Blueprint
 from pretrain.plan import Plan
+from pretrain.run_folder import whole_file
 
 HEADER = "mambamed"
 """Key of our plain JSON in the header of a safetensors file."""
+TRAINERS = {"HyMambaTrainer": PAPER_WIDTHS, "HyMambaTrainer_small": SMALL_WIDTHS}
+"""nnU-Net trainers and the widths of their networks."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ def read_pretrained(path: Path) -> Pretrained:
         raise ValueError(
             f"{file} is damaged or was not written by python -m pretrain ({error!r})"
         ) from None
+    damaged = [name for name, x in weights.items() if not x.isfinite().all()]
+    if damaged:
+        raise ValueError(f"{file} holds values that are not finite ({damaged[0]}); it is damaged")
     return Pretrained(weights, blueprint, header)
 
 
@@ -60,25 +67,24 @@ def nnunet_weights(pretrained: Pretrained, plan: Plan, seed: int = 0) -> dict[st
     `seed`. Only the layers that make the logits are left to nnU-Net, for any number of classes.
 
     Raises:
-        ValueError: If the plan's stages are not those that were pretrained.
+        ValueError: If the plan's stages or channels are not those that were pretrained.
     """
     target = pretrained.blueprint.on(plan)
-    torch.manual_seed(seed)
-    network = target.build()
-    new = network.state_dict()
-    merged = new | pretrained.weights
-    report = fit(network, merged)
-    decoder = {name for name in new if name not in pretrained.weights}
-    lacking = [name for name in decoder if name.startswith("encoder.")]
-    if lacking or not report.complete:
-        trained = pretrained.blueprint.arguments
+    channels = len(plan.normalizations)
+    trained, planned = pretrained.blueprint.arguments, target.arguments
+    stages = ("strides", "kernel_sizes")
+    if channels != target.input_channels or any(trained.get(k) != planned.get(k) for k in stages):
         raise ValueError(
             f"the plan {plan.configuration} of {plan.path} has {len(plan.strides)} stages with "
-            f"kernels {plan.kernel_sizes}; pretrained were {len(trained['strides'])} stages with "
-            f"kernels {trained.get('kernel_sizes')} ({len(lacking)} weights lacking, "
-            f"{len(report.unexpected)} left over, {len(report.misshapen)} of another size). "
+            f"strides {plan.strides} and kernels {plan.kernel_sizes} for {channels} channels; "
+            f"pretrained were {len(trained['strides'])} stages with strides {trained['strides']} "
+            f"and kernels {trained.get('kernel_sizes')} for {target.input_channels} channels. "
             "Pretrain with --plans and this plans file"
         )
+    torch.manual_seed(seed)
+    network = target.build()
+    merged = network.state_dict() | pretrained.weights
+    _check(fit(network, merged), pretrained, f"the network of {plan.path}")
     return merged
 
 
@@ -87,15 +93,15 @@ def write_nnunet(pretrained: Pretrained, plan: Plan, file: Path, seed: int = 0) 
 
     Raises:
         ValueError: As `nnunet_weights`.
+        OSError: If the file cannot be written.
     """
     content = {
         "network_weights": nnunet_weights(pretrained, plan, seed),
         HEADER: pretrained.metadata,
     }
-    partial = file.with_name(file.name + ".partial")
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, partial)
-    partial.replace(file)
+    with whole_file(file) as opened:
+        torch.save(content, opened)
     return len(pretrained.weights)
 
 
@@ -104,14 +110,55 @@ def write_bundle(pretrained: Pretrained, bundle: Path) -> Path:
 
     Raises:
         FileNotFoundError: If the folder is no bundle.
+        ValueError: If the bundle's network is not the one that was pretrained.
     """
-    if not (bundle / "configs" / "train.json").exists():
+    config = bundle / "configs" / "train.json"
+    if not config.exists():
         raise FileNotFoundError(
-            f"{bundle} is no bundle that can be trained; give bundles/hymamba or a copy of it"
+            f"{bundle} is no bundle that can be trained; give the folder of one with --out, such "
+            "as mambamed export-bundle makes"
         )
+    network = _network_of(config)
+    merged = network.state_dict() | pretrained.weights
+    _check(fit(network, merged), pretrained, f"the network_def of {config}")
     file = bundle / "models" / "pretrained.safetensors"
     file.parent.mkdir(exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    save_file(pretrained.weights, partial, {HEADER: json.dumps(pretrained.metadata)})
-    partial.replace(file)
+    with whole_file(file) as opened:
+        opened.write(save(pretrained.weights, {HEADER: json.dumps(pretrained.metadata)}))
     return file
+
+
+def trainer_of(blueprint: Blueprint) -> str | None:
+    """The nnU-Net trainer that builds this network on a plan of its stages; None if none does."""
+    arguments = blueprint.arguments
+    widths = tuple(arguments.get("features_per_stage", ()))
+    names = [n for n, w in TRAINERS.items() if widths == stage_widths(w, len(widths))]
+    if blueprint.network != "HyMamba" or not names:
+        return None
+    order = arguments.get("scan_order", "raster")
+    options = [order] if order != "raster" else []
+    options += [] if arguments.get("bidirectional", True) else ["unidirectional"]
+    return "_".join([names[0], *options])
+
+
+def _network_of(config: Path) -> nn.Module:
+    """The network that a bundle's configuration defines, freshly initialised."""
+    try:
+        arguments = dict(json.loads(config.read_text())["network_def"])
+        name = arguments.pop("_target_").removeprefix("nnunet_plugins.networks.")
+        channels, classes = (arguments.pop(key) for key in ("input_channels", "num_classes"))
+        return Blueprint(name, channels, arguments).build(classes)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{config} defines no network of ours ({error!r}); give a bundle of HyMamba"
+        ) from None
+
+
+def _check(report: Fit, pretrained: Pretrained, network: str) -> None:
+    """Refuse weights of which one does not fit."""
+    if report.unexpected or report.misshapen:
+        raise ValueError(
+            f"{network} is not what was pretrained: of {len(pretrained.weights)} tensors "
+            f"{len(report.unexpected)} have no place and {len(report.misshapen)} another size; "
+            "pretrain with --plans and the plans that it is for"
+        )

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,6 +27,8 @@ from pretrain.plan import read_plan
 from pretrain.run_folder import whole_file
 
 ARMS = ("scratch", "pretrained")
+PER_SEED = 101
+"""Folds that a seed has room for, one for each percent."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,10 @@ def compare(study: Study, pretrained: Pretrained, folder: Path) -> Summary:
 
     Raises:
         FileNotFoundError: If the dataset is not preprocessed.
-        ValueError: If the plan does not fit the weights.
+        ValueError: If the plan does not fit the weights, or the folder is of another study.
         RuntimeError: If nnU-Net fails; names its log.
     """
+    _record(study, pretrained, folder)
     folds = _write_dataset(study, folder / "preprocessed")
     plan = read_plan(
         study.preprocessed / study.dataset / f"{study.plans}.json", study.configuration
@@ -167,14 +171,44 @@ def compare(study: Study, pretrained: Pretrained, folder: Path) -> Summary:
     return summary
 
 
+def _record(study: Study, pretrained: Pretrained, folder: Path) -> None:
+    """Write down what is compared, or see that the folder is of the same comparison.
+
+    Shares, seeds, jobs and the device may change: trainings that are done are used again.
+    """
+    digest = sha256()
+    for name, tensor in sorted(pretrained.weights.items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    splits = study.preprocessed / study.dataset / "splits_final.json"
+    if not splits.exists():
+        raise FileNotFoundError(
+            f"{splits} does not exist; run nnUNetv2_plan_and_preprocess and train once, or write "
+            "the split"
+        )
+    own = json.loads(splits.read_text())[study.fold]
+    now = {
+        "dataset": study.dataset, "trainer": study.trainer, "plans": study.plans,
+        "configuration": study.configuration, "train": own["train"],
+        "validation": own["val"][: study.validation], "weights": digest.hexdigest(),
+    }  # fmt: skip
+    file = folder / "study.json"
+    if file.exists():
+        before = json.loads(file.read_text())
+        changed = [name for name in now if before.get(name) != now[name]]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a study with other {', '.join(changed)}; name another folder with "
+                "--out"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as opened:
+        opened.write(json.dumps(now, indent=1).encode())
+
+
 def _write_dataset(study: Study, folder: Path) -> dict[tuple[int, int], tuple[int, int]]:
     """The preprocessed dataset with our split; of share and seed: the fold and its cases."""
     source = study.preprocessed / study.dataset
-    if not (source / "splits_final.json").exists():
-        raise FileNotFoundError(
-            f"{source} holds no splits_final.json; run nnUNetv2_plan_and_preprocess and train "
-            "once, or write the split"
-        )
     target = folder / study.dataset
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
@@ -182,11 +216,13 @@ def _write_dataset(study: Study, folder: Path) -> dict[tuple[int, int], tuple[in
         if path.name != "splits_final.json" and not link.exists():
             link.symlink_to(path.resolve())
     own = json.loads((source / "splits_final.json").read_text())[study.fold]
-    folds: list[dict[str, list[str]]] = []
+    none: dict[str, list[str]] = {"train": [], "val": []}
+    folds = [none] * (PER_SEED * (max(study.seeds) + 1))
     numbers = {}
     for seed, share, cases in _chosen(own["train"], study):
-        numbers[share, seed] = (len(folds), len(cases))
-        folds.append({"train": cases, "val": own["val"][: study.validation]})
+        number = PER_SEED * seed + share  # the same whatever else is compared
+        numbers[share, seed] = (number, len(cases))
+        folds[number] = {"train": cases, "val": own["val"][: study.validation]}
     with whole_file(target / "splits_final.json") as file:
         file.write(json.dumps(folds, indent=1).encode())
     return numbers

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mamba_kernels.scan_order import inverse
+from nnunet_plugins.networks.base import plain
 from nnunet_plugins.networks.layers.mamba_stage import MambaStage
 from nnunet_plugins.networks.layers.visibility import visible_on
-from pretrain.decoder import ReconstructionDecoder
+from pretrain.decoder import NORMS, ReconstructionDecoder
 from pretrain.masking import from_patches, random_visible, to_patches
 from pretrain.toki import interpolate
 
@@ -101,8 +102,16 @@ class MambaMIM(nn.Module):
                 f"{type(network).__name__} cannot be pretrained: it needs an `encoder` with the "
                 "method `masked` (pretrain.mambamim.MaskedEncoder)"
             )
-        if toki not in FILLS:
-            raise ValueError(f"unknown toki {toki!r}; use one of {', '.join(FILLS)}")
+        if toki not in FILLS or norm not in NORMS:
+            raise ValueError(
+                f"unknown toki {toki!r} or norm {norm!r}; use one of {', '.join(FILLS)} and one of "
+                f"{', '.join(NORMS)}"
+            )
+        if not 0 < mask_ratio < 1 or (decoder_width is not None and decoder_width < 1):
+            raise ValueError(
+                f"mask_ratio is {mask_ratio} and decoder_width {decoder_width}; they must be "
+                "between 0 and 1, and at least 1"
+            )
         self.encoder = encoder  # a MaskedEncoder
         self.mask_ratio, self.toki = mask_ratio, toki
         self.bottom_up, self.normalize = bottom_up, normalize
@@ -113,6 +122,8 @@ class MambaMIM(nn.Module):
             channels[0] = None
         coarsest = channels[-1]
         self.used = [c is not None for c in channels]
+        for used, skip in zip(self.used, getattr(encoder, "skips", ()), strict=False):
+            skip.requires_grad_(used)  # so that several processes wait for no gradient
         holes = {str(i): c for i, c in enumerate(channels[:-1]) if c and bottom_up}
         axes = len(encoder.strides[0])
         self.holes = nn.ParameterDict({i: _token(c, axes) for i, c in holes.items()})
@@ -123,7 +134,7 @@ class MambaMIM(nn.Module):
         self.decoder = ReconstructionDecoder(
             channels[::-1],
             encoder.strides[:0:-1],
-            decoder_width or 2 * coarsest,
+            2 * coarsest if decoder_width is None else decoder_width,
             encoder.input_channels,
             norm,
         )
@@ -146,6 +157,7 @@ class MambaMIM(nn.Module):
         Raises:
             ValueError: If the volume does not divide into tokens or `visible` does not fit it.
         """
+        volume = plain(volume)
         if volume.shape[1] != self.encoder.input_channels:
             raise ValueError(
                 f"the volume has {volume.shape[1]} channels and the encoder was built for "
@@ -159,6 +171,12 @@ class MambaMIM(nn.Module):
             raise ValueError(
                 f"visible is {visible.dtype} of shape {tuple(visible.shape)}; a volume of shape "
                 f"{tuple(volume.shape)} needs torch.bool of shape {(len(volume), 1, *grid)}"
+            )
+        shown = visible.flatten(1).sum(1)
+        if (shown == 0).any() or (shown == visible[0].numel()).any():
+            raise ValueError(
+                f"the samples show {shown.tolist()} of {visible[0].numel()} tokens; show at least "
+                "one and hide at least one of each"
             )
         reconstruction = self.decode(self.encode(volume, visible), visible)
         loss, patch_mean = self.losses(volume, reconstruction, visible)
@@ -217,17 +235,21 @@ class MambaMIM(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Mean squared error on hidden patches: of the reconstruction, of the patch's mean."""
         grid, hidden = visible.shape[2:], ~visible.flatten(1)
-        target = to_patches(volume.float(), grid)
+        target = to_patches(at_least_float32(volume), grid)
         centred, spread = self._normalized(target)
         if self.normalize:
             target = centred / spread
             centred = target
-        error = to_patches(reconstruction.float(), grid) - target
+        error = to_patches(at_least_float32(reconstruction), grid) - target
         return error[hidden].square().mean(), centred[hidden].square().mean()
 
     @torch.no_grad()
     def restored(self, volume: Tensor, output: Reconstruction) -> Tensor:
-        """The volume with hidden patches as reconstructed, in its own units: (b, c, d, h, w)."""
+        """The volume with hidden patches as reconstructed, in its own units: (b, c, d, h, w).
+
+        Normalised patches get back their true mean and deviation, which the network did not
+        predict: what is to be judged is the structure within a patch.
+        """
         grid = output.visible.shape[2:]
         original = to_patches(volume.float(), grid)
         guess = to_patches(output.reconstruction.float(), grid)
@@ -241,6 +263,11 @@ class MambaMIM(nn.Module):
         """Patches (b, l, c, voxels) less their mean, and their standard deviation."""
         centred = target - target.mean(-1, keepdim=True)
         return centred, (target.var(-1, keepdim=True) + VARIANCE_EPS).sqrt()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The same values in float32, or in float64 if they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _token(channels: int, axes: int) -> nn.Parameter:

@@ -23,19 +23,29 @@ class Plan:
     """Millimetres along (d, h, w)."""
     strides: list[list[int]]
     kernel_sizes: list[list[int]]
-    normalization: str
-    """nnU-Net's scheme of the first channel."""
+    normalizations: list[str]
+    """nnU-Net's scheme of each channel."""
     intensities: dict[str, float]
     """Of the first channel's foreground in the training set."""
 
-    def preparation(self, channels: int) -> Preparation:
+    def preparation(self) -> Preparation:
         """What nnU-Net's own preprocessing does to an image, so that fine-tuning meets the same.
 
-        CT is clipped and standardised by the plan's figures, everything else by its own mean and
-        standard deviation. Images keep their orientation, as in nnU-Net.
+        CT is clipped and standardised by the plan's figures; z-scores are taken over the box that
+        is not zero, also where the plan takes them over non-zero voxels only. Images keep their
+        orientation, as in nnU-Net.
+
+        Raises:
+            ValueError: If channels are normalised otherwise, or each in its own way.
         """
+        schemes = set(self.normalizations)
+        if len(schemes) > 1 or not schemes <= {"CTNormalization", "ZScoreNormalization"}:
+            raise ValueError(
+                f"{self.path} normalises channels by {', '.join(self.normalizations)}; pretraining "
+                "can follow CTNormalization or ZScoreNormalization for all of them"
+            )
         intensity: dict[str, Any] = {"kind": "zscore"}
-        if self.normalization == "CTNormalization":
+        if schemes == {"CTNormalization"}:
             intensity = {
                 "kind": "standard",
                 "low": self.intensities["percentile_00_5"],
@@ -48,7 +58,7 @@ class Plan:
             spacing=self.spacing,  # type: ignore[arg-type]
             intensity=intensity,
             interpolation="bspline",
-            channels=channels,
+            channels=len(self.normalizations),
         )
 
 
@@ -71,7 +81,7 @@ def read_plan(path: str | Path, configuration: str = "3d_fullres") -> Plan:
             tuple(entry["spacing"]),
             kwargs["strides"],
             kwargs["kernel_sizes"],
-            entry["normalization_schemes"][0],
+            entry["normalization_schemes"],
             properties,
         )
     except (KeyError, IndexError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -51,6 +51,17 @@ class RunFolder:
                 "another folder"
             )
 
+    def check_exists(self) -> None:
+        """See that the folder holds a run.
+
+        Raises:
+            FileNotFoundError: If it holds none.
+        """
+        if not (self.folder / "config.json").exists():
+            raise FileNotFoundError(
+                f"{self.folder} holds no run to resume; start one without resume"
+            )
+
     def check_resume(self) -> None:
         """See that the folder holds a run of this very configuration.
 
@@ -75,16 +86,21 @@ class RunFolder:
                 f"Give the values it was started with; only {', '.join(CHANGEABLE)} may change"
             )
 
-    def start(self) -> None:
-        """Make the folder and record all that is needed to repeat the run."""
+    def start(self, records: Mapping[str, Any]) -> None:
+        """Make the folder and record all that is needed to repeat the run.
+
+        Args:
+            records: Further plain JSON values, each for a file of its name.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         packages = ("mambamed", "torch", "accelerate")
         record = self.config | {
             "versions": {name: importlib.metadata.version(name) for name in packages},
             "command": list(sys.argv),
         }
-        with whole_file(self.folder / "config.json") as file:
-            file.write(json.dumps(record, indent=2).encode())
+        for name, values in {**records, "config": record}.items():
+            with whole_file(self.folder / f"{name}.json") as file:
+                file.write(json.dumps(values, indent=2).encode())
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Write the checkpoint, whole or not at all.

@@ -13,9 +13,9 @@ B' cancels, and with it the inverse (dA')^-1 by which it diverges as dA' goes to
     z_j = sum_{n=0..j} A'^(j-n) s_n,    that is    z_j = A' z_{j-1} + s_j,    z_0 = y_i.
 
 What is left to learn is A'. Were it free, its powers would overflow: at a spectral radius of 2,
-32 steps multiply by 4e9. In a discretised state space that is stable the spectral norm of A' is at
-most 1, so A' is the learned matrix divided by its norm where that exceeds 1 (`contraction`); then
-no token can exceed j + 1 times the largest beside it. From A' = 0, where training starts, TOKI is
+32 steps multiply by 4e9. So A' is the learned matrix divided by its norm where that exceeds 1
+(`contraction`), which keeps the state space stable; then no token can exceed j + 1 times the
+largest beside it. From A' = 0, where training starts, TOKI is
 linear interpolation. Hidden tokens before the first visible one, or after the last, have one
 neighbour, which stands for both.
 

@@ -71,6 +71,11 @@ class TrainingStep:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulate),
         )
         self.device: torch.device = self.accelerator.device
+        if (self.device.type == "cpu") != _on_cpu(settings):
+            raise ValueError(
+                f"Accelerate already runs on {self.device} in this process; start a new one for "
+                f"device {settings.device}"
+            )
         self.rank: int = self.accelerator.process_index
         self.processes: int = self.accelerator.num_processes
         self.objective = cast(nn.Module, objective)

@@ -78,7 +78,7 @@ torch.library.define(
 
 def _new_outputs(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     """Memory for the outputs and the last state."""
-    return torch.empty_like(x), x.new_empty(*x.shape[:2], weight.shape[1] - 1)
+    return torch.empty_like(x), x.new_empty((*x.shape[:2], weight.shape[1] - 1))
 
 
 @torch.library.impl("mambamed::conv_forward", "cpu")
@@ -103,7 +103,9 @@ torch.library.register_fake("mambamed::conv_forward", _new_outputs)
 
 def _new_gradients(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Memory for those of the inputs and of the initial state."""
-    return torch.empty_like(x), x.new_empty(*x.shape[:2], weight.shape[1] - 1, dtype=torch.float32)
+    return torch.empty_like(x), x.new_empty(
+        (*x.shape[:2], weight.shape[1] - 1), dtype=torch.float32
+    )
 
 
 @torch.library.impl("mambamed::conv_backward", "cpu")

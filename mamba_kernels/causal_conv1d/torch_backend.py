@@ -35,7 +35,7 @@ def causal_conv1d(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     past = weight.shape[1] - 1
     if initial_state is None:
-        state = x.new_zeros(*x.shape[:2], past, dtype=dtype)
+        state = x.new_zeros((*x.shape[:2], past), dtype=dtype)
     else:
         state = initial_state.to(dtype)
     if reverse:

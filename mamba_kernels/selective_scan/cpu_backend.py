@@ -78,7 +78,7 @@ def _new_outputs(u: Tensor, A: Tensor, B: Tensor, keep: bool) -> tuple[Tensor, .
     dtype = torch.float32 if u.dtype == torch.float16 else u.dtype
     return (
         torch.empty_like(u, dtype=dtype),
-        u.new_empty(*u.shape[:2], A.shape[1], dtype=torch.float32),
+        u.new_empty((*u.shape[:2], A.shape[1]), dtype=torch.float32),
         u.new_empty(kept_size(u, A, B) if keep else 0, dtype=torch.float32),
     )
 
@@ -229,7 +229,7 @@ def _gradients(
     if grad_y is None:
         grad_y = u.new_zeros(1, dtype=torch.float32).expand(u.shape)
     if grad_last is None:
-        grad_last = u.new_zeros(*u.shape[:2], A.shape[1], dtype=torch.float32)
+        grad_last = u.new_zeros((*u.shape[:2], A.shape[1]), dtype=torch.float32)
     grads = torch.ops.mambamed.scan_backward(
         grad_y, grad_last, checkpoints, *operands, ctx.softplus, ctx.reverse
     )

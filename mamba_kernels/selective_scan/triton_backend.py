@@ -78,7 +78,7 @@ def _outputs(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     p, keep = _problem(*args[:-1]), args[-1]
     return (
         torch.empty_like(p.u, dtype=torch.float32 if p.u.dtype == torch.float16 else p.u.dtype),
-        p.u.new_empty(*p.u.shape[:2], p.A.shape[1], dtype=torch.float32),
+        p.u.new_empty((*p.u.shape[:2], p.A.shape[1]), dtype=torch.float32),
         # of one axis, so that nothing depends on l:
         p.u.new_empty(kept_size(p.u, p.A) if keep else 0, dtype=torch.float32),
     )

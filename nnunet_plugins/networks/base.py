@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from nnunet_plugins.networks.weights import fit
 
 
+def plain(x: Tensor) -> Tensor:
+    """The same values without what a subclass of tensors carries along, and overrides."""
+    return x if type(x) is Tensor else x.as_subclass(Tensor)
+
+
 class SegmentationNetwork(nn.Module):
     """A network from images to class logits that says clearly what it cannot take.
 
@@ -22,8 +27,8 @@ class SegmentationNetwork(nn.Module):
         self.input_channels = input_channels
         self.divisor = tuple(prod(axis) for axis in zip(*strides, strict=True))
 
-    def check_image(self, x: Tensor) -> None:
-        """Refuse images that the network cannot take.
+    def checked(self, x: Tensor) -> Tensor:
+        """The image as a plain tensor, also of MONAI's subclass; refuses what cannot be taken.
 
         Raises:
             ValueError: If the axes, the channels or the grid do not fit.
@@ -43,6 +48,7 @@ class SegmentationNetwork(nn.Module):
                 f"grid {tuple(x.shape[2:])} cannot be divided by {self.divisor}, the product of "
                 f"the strides of {name}; pad each axis to a multiple or build it with fewer strides"
             )
+        return plain(x)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

@@ -122,7 +122,7 @@ class HyMamba(SegmentationNetwork):
         Raises:
             ValueError: If the channels or the grid do not fit the network.
         """
-        self.check_image(x)
+        x = self.checked(x)
         return self.decoder(self.encoder(x))
 
 

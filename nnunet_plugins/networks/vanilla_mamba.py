@@ -102,7 +102,7 @@ class VanillaMamba(SegmentationNetwork):
         Raises:
             ValueError: If the channels or the grid do not fit the network.
         """
-        self.check_image(x)
+        x = self.checked(x)
         return self.decoder(x, self.encoder(x))
 
 

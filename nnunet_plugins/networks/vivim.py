@@ -121,7 +121,7 @@ class Vivim(SegmentationNetwork):
         Raises:
             ValueError: If the axes or the channels do not fit the network.
         """
-        self.check_image(x)
+        x = self.checked(x)
         features = self.encoder(x)
         logits = self.decoder(features, x.shape[3:])
         if self.boundary is None or not self.training:

@@ -1,9 +1,10 @@
 """`python -m pretrain export`: pretrained weights to nnU-Net or to a bundle."""
 
 import argparse
+import shlex
 from pathlib import Path
 
-from pretrain.export import read_pretrained, write_bundle, write_nnunet
+from pretrain.export import read_pretrained, trainer_of, write_bundle, write_nnunet
 from pretrain.plan import read_plan
 
 
@@ -21,8 +22,15 @@ def run(args: argparse.Namespace) -> int:
     """Export, and say how to go on."""
     pretrained = read_pretrained(args.weights)
     if args.to == "bundle":
-        file = write_bundle(pretrained, args.out or Path("bundles/hymamba"))
-        print(f"{len(pretrained.weights)} tensors in {file}")
+        bundle = args.out or Path("bundles/hymamba")
+        file = write_bundle(pretrained, bundle)
+        command = (
+            "python -m monai.bundle run --config_file configs/train.json --dataset_dir DATASET "
+            f"--pretrained {shlex.quote(str(file.relative_to(bundle)))}"
+        )
+        print(
+            f"{len(pretrained.weights)} tensors in {file}. Start from them in {bundle}: {command}"
+        )
         return 0
     if args.plans is None:
         raise ValueError("--to nnunet needs --plans, the plans file of the preprocessed dataset")
@@ -30,8 +38,17 @@ def run(args: argparse.Namespace) -> int:
     file = args.out or folder / "nnunet.pth"
     plan = read_plan(args.plans, args.configuration)
     count = write_nnunet(pretrained, plan, file, args.seed)
+    if plan.preparation().plain() != pretrained.metadata.get("preparation"):
+        print(
+            "Note: nnU-Net will prepare images otherwise than they were for pretraining; with "
+            "--plans it would have been the same."
+        )
+    trainer = trainer_of(pretrained.blueprint)
+    if trainer is None:
+        print(f"Note: no trainer of ours builds this {pretrained.blueprint.network}; name yours.")
     print(
         f"{count} pretrained tensors in {file}. Fine-tune with nnUNetv2_train DATASET "
-        f"{args.configuration} FOLD -tr TRAINER -pretrained_weights {file}"
+        f"{args.configuration} FOLD -tr {trainer or 'TRAINER'} -pretrained_weights "
+        f"{shlex.quote(str(file))}"
     )
     return 0

@@ -1,13 +1,13 @@
 """`python -m pretrain mambamim`: an encoder learns from a folder of scans without labels."""
 
 import argparse
-import json
+import os
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from mamba_kernels.scan_order import SCAN_ORDERS
 from nnunet_plugins.optimization import cpu_has_bfloat16
@@ -17,7 +17,7 @@ from pretrain.mambamim import FILLS, MambaMIM
 from pretrain.pictures import draw_volumes
 from pretrain.plan import Plan, read_plan
 from pretrain.presets import INTENSITIES, VOLUMES
-from pretrain.run_folder import whole_file
+from pretrain.run_folder import RunFolder
 from pretrain.sampling import Batch
 from pretrain.settings import CHOICES, Settings
 from pretrain.volumes import Preparation, VolumeCrops, describe, find_scans, first_pass
@@ -53,16 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_network_arguments(group: Any) -> None:
     group.add_argument("--network", choices=NETWORKS)
     group.add_argument(
-        "--plans", type=Path, help="nnU-Net plans to fine-tune with: stages, patch, spacing and "
-        "intensities are then theirs",
+        "--plans", type=Path, help="nnU-Net plans to fine-tune with: stages, channels, spacing and "
+        "intensities are then theirs, and the patch unless given",
     )  # fmt: skip
-    group.add_argument("--configuration", default="3d_fullres", help="of the plans (%(default)s)")
+    group.add_argument("--configuration", help="of the plans (3d_fullres)")
     group.add_argument("--scan-order", choices=SCAN_ORDERS, default="raster")
     group.add_argument("--unidirectional", action="store_true", help="scan from the first token")
 
 
 def _add_data_arguments(group: Any) -> None:
-    group.add_argument("--channels", type=int, default=1, help="of every scan (%(default)s)")
+    group.add_argument("--channels", type=int, help="of every scan (1)")
     group.add_argument("--patch", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels")
     group.add_argument("--spacing", type=float, nargs=3, metavar=("D", "H", "W"), help="mm")
     group.add_argument("--intensity", choices=INTENSITIES, help="how grey values are scaled")
@@ -90,16 +90,13 @@ def run(args: argparse.Namespace) -> int:
     """Pretrain, and say where the weights are."""
     preset = VOLUMES[args.preset].options
     chosen = {name: value for name, value in vars(args).items() if value is not None}
-    plan = read_plan(args.plans, args.configuration) if args.plans else None
-    if plan and (args.spacing or args.intensity):
-        raise ValueError(
-            "with --plans, spacing and intensities are the plan's; leave out --spacing and "
-            "--intensity, or the plans"
-        )
-    options = {**preset, **_of_plan(plan, args.channels), **chosen}
+    plan = _plan(args)
+    options = {**preset, **_of_plan(plan), **chosen}
     folder: Path = args.out or Path("runs") / f"mambamim_{args.preset}"
     if options.get("precision") == "auto":
-        options["precision"] = "bf16" if cpu_has_bfloat16() else "no"
+        options["precision"] = "bf16" if _has_bfloat16(options.get("device", "auto")) else "no"
+    if "weight_decay" in chosen and "final_weight_decay" not in chosen:
+        options["final_weight_decay"] = chosen["weight_decay"]
     settings = Settings.from_dict(
         {f.name: options[f.name] for f in fields(Settings) if f.name in options}
     )
@@ -107,16 +104,17 @@ def run(args: argparse.Namespace) -> int:
         options["network"], args.channels, plan,
         scan_order=args.scan_order, bidirectional=not args.unidirectional,
     )  # fmt: skip
+    run = RunFolder(folder, {})
+    if args.resume:  # refuse before all scans are looked through
+        run.check_exists()
+    else:
+        run.check_new()
     dataset = _dataset(args, options, folder)
     objective_options: dict[str, Any] = {name: options.get(name) for name in OBJECTIVE}
     torch.manual_seed(settings.seed)
     objective = MambaMIM(blueprint.build(), **objective_options)
     objective.token_grid(options["patch"])
     findings = dataset.findings
-    if PartialState().is_main_process and not (folder / "config.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / "data.json") as file:
-            file.write(json.dumps(describe(findings), indent=1).encode())
 
     def draw(output: Any, batch: Batch, path: Path) -> None:
         volume = batch["volume"].to(output.visible.device)
@@ -131,20 +129,49 @@ def run(args: argparse.Namespace) -> int:
         },
         metadata={"objective": "mambamim", "network": blueprint.plain(),
                   "preparation": findings.preparation.plain()},
+        records={"data": describe(findings)},
     )  # fmt: skip
-    for one in dataset.left_out():
-        print(f"left out when it was read: {one}")
-    print(
-        f"The weights are in {folder / 'best.safetensors'}. Hand them on with "
-        f"python -m pretrain export {folder} --to nnunet --plans ... or --to bundle."
-    )
+    if os.environ.get("RANK", "0") == "0":
+        for one in dataset.left_out():
+            print(f"left out when it was read: {one}")
+        print(
+            f"The weights are in {folder / 'best.safetensors'}. Hand them on with python -m "
+            f"pretrain export {shlex.quote(str(folder))} --to nnunet --plans ... or --to bundle."
+        )
     return 0
 
 
-def _of_plan(plan: Plan | None, channels: int) -> dict[str, Any]:
+def _plan(args: argparse.Namespace) -> Plan | None:
+    """The plan that was named, and its channels; refuses options that contradict it."""
+    if args.plans is None:
+        if args.configuration:
+            raise ValueError("--configuration is of --plans; give the plans file too")
+        args.channels = args.channels or 1
+        return None
+    if args.spacing or args.intensity:
+        raise ValueError(
+            "with --plans, spacing and intensities are the plan's; leave out --spacing and "
+            "--intensity, or the plans"
+        )
+    plan = read_plan(args.plans, args.configuration or "3d_fullres")
+    channels = len(plan.normalizations)
+    if args.channels not in (None, channels):
+        raise ValueError(f"{args.plans} is for {channels} channels, --channels {args.channels}")
+    args.channels = channels
+    return plan
+
+
+def _has_bfloat16(device: str) -> bool:
+    """Whether what will be trained on computes in bfloat16 without loss of speed."""
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return cpu_has_bfloat16()
+
+
+def _of_plan(plan: Plan | None) -> dict[str, Any]:
     if plan is None:
         return {}
-    return {"patch": plan.patch, "preparation": plan.preparation(channels)}
+    return {"patch": plan.patch, "preparation": plan.preparation()}
 
 
 def _dataset(args: argparse.Namespace, options: dict[str, Any], folder: Path) -> VolumeCrops:
@@ -156,9 +183,10 @@ def _dataset(args: argparse.Namespace, options: dict[str, Any], folder: Path) ->
     )
     scans = find_scans(args.data)
     findings = first_pass(scans, preparation, check=args.check, on_bad=args.on_bad)
-    for one in findings.left_out[:10]:
-        print(f"left out: {one}")
-    print(f"{len(findings.kept)} scans, {len(findings.left_out)} left out")
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        for one in findings.left_out[:10]:
+            print(f"left out: {one}")
+        print(f"{len(findings.kept)} scans, {len(findings.left_out)} left out", flush=True)
     return VolumeCrops(
         findings,
         tuple(options["patch"]),

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from accelerate.state import AcceleratorState, GradientState
 
 from tests.pretrain import toys
@@ -66,3 +68,16 @@ def launch():
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """A folder of four small scans."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(4):
+        voxels = random.normal(100, 20, (20, 22, 24)).astype(np.float32)
+        voxels[5:15, 5:15, 5:15] += 200
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), folder / f"scan_{i}.nii.gz")
+    return folder

@@ -3,9 +3,7 @@
 import csv
 import json
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 
 from pretrain.__main__ import main
@@ -14,18 +12,6 @@ from tests.pretrain.test_export import plans_file
 
 TINY = ("--patch", "16", "16", "32", "--spacing", "1", "1", "1", "--batch-size", "2")
 TINY += ("--device", "cpu", "--precision", "no", "--decoder-width", "16", "--picture-every", "1")
-
-
-@pytest.fixture
-def scans(tmp_path):
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for i in range(4):
-        voxels = random.normal(100, 20, (20, 22, 24)).astype(np.float32)
-        voxels[5:15, 5:15, 5:15] += 200
-        sitk.WriteImage(sitk.GetImageFromArray(voxels), folder / f"scan_{i}.nii.gz")
-    return folder
 
 
 def losses(run):
@@ -112,6 +98,12 @@ def test_refusals(scans, tmp_path, capsys):
     assert "does not divide into tokens" in one_line(
         capsys, "mambamim", str(scans), *out, *TINY, *odd
     )
+    configuration = ("--configuration", "2d")
+    assert "give the plans" in one_line(capsys, "mambamim", str(scans), *out, *configuration)
+    assert "mask_ratio is 1.5" in one_line(
+        capsys, "mambamim", str(scans), *out, *TINY, "--mask-ratio", "1.5"
+    )
+    assert not run.exists()
     assert "no run to resume" in one_line(capsys, "mambamim", str(scans), *out, *TINY, "--resume")
     assert "leave out --spacing" in one_line(
         capsys, "mambamim", str(scans), *out, *TINY, "--plans", str(plans_file(tmp_path))

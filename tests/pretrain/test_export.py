@@ -1,6 +1,7 @@
 """Pretrained weights leave as files that nnU-Net and our bundles take, or it is said why not."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ from safetensors.torch import save_file
 
 from nnunet_plugins.networks.weights import fit
 from pretrain.blueprint import NETWORKS, Blueprint
-from pretrain.export import nnunet_weights, read_pretrained, write_bundle, write_nnunet
+from pretrain.export import (
+    nnunet_weights,
+    read_pretrained,
+    trainer_of,
+    write_bundle,
+    write_nnunet,
+)
 from pretrain.mambamim import MambaMIM
 from pretrain.plan import read_plan
 from pretrain.run_folder import RunFolder
@@ -49,7 +56,7 @@ def pretrained(tmp_path, plan):
     blueprint = Blueprint.named("hymamba_small", 1, plan)
     objective = MambaMIM(blueprint.build())
     run = RunFolder(tmp_path / "run", {"settings": {}, "run": {}})
-    run.start()
+    run.start({})
     metadata = {"objective": "mambamim", "network": blueprint.plain(), "epoch": 3}
     run.save_weights("best", objective.network, metadata)
     return read_pretrained(run.folder)
@@ -101,6 +108,40 @@ def test_the_seed_decides_what_is_new(pretrained, plan):
     assert all(name.startswith("decoder.") for name in changed)
 
 
+def test_plans_of_other_channels_or_strides_are_refused(pretrained, plan, tmp_path):
+    isotropic = replace(plan, strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2]])
+    two = replace(plan, normalizations=["ZScoreNormalization"] * 2)
+    for other in (isotropic, two):
+        with pytest.raises(ValueError, match="Pretrain with --plans"):
+            write_nnunet(pretrained, other, tmp_path / "nnunet.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "trainer"),
+    [
+        ("hymamba", {}, "HyMambaTrainer"),
+        ("hymamba_small", {"scan_order": "hilbert"}, "HyMambaTrainer_small_hilbert"),
+        ("hymamba_small", {"bidirectional": False}, "HyMambaTrainer_small_unidirectional"),
+        ("vanilla_mamba", {}, None),
+    ],
+)
+def test_the_trainer_that_builds_the_same_network(name, options, trainer):
+    from nnunet_plugins.registry import find_class
+
+    assert trainer_of(Blueprint.named(name, 1, None, **options)) == trainer
+    assert trainer is None or find_class(trainer) is not None
+
+
+def test_damaged_values_are_refused(pretrained, tmp_path):
+    name = next(iter(pretrained.weights))
+    pretrained.weights[name].flatten()[0] = float("nan")
+    (tmp_path / "configs").mkdir()
+    header = {"mambamed": json.dumps(pretrained.metadata)}
+    save_file(pretrained.weights, tmp_path / "best.safetensors", header)
+    with pytest.raises(ValueError, match="values that are not finite"):
+        read_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("stages", [2, 4, 5])
 def test_plans_of_other_stages_are_refused(pretrained, tmp_path, stages):
     other = read_plan(plans_file(tmp_path, stages))
@@ -113,7 +154,7 @@ def test_plans_of_other_stages_are_refused(pretrained, tmp_path, stages):
     ("scheme", "kind"), [("ZScoreNormalization", "zscore"), ("CTNormalization", "standard")]
 )
 def test_a_plan_says_how_images_are_prepared(tmp_path, scheme, kind):
-    preparation = read_plan(plans_file(tmp_path, scheme=scheme)).preparation(1)
+    preparation = read_plan(plans_file(tmp_path, scheme=scheme)).preparation()
     assert preparation.intensity["kind"] == kind
     assert preparation.spacing == (3.0, 1.0, 1.0)
     assert preparation.orientation is None
@@ -155,6 +196,17 @@ def test_a_bundle_gets_the_weights_and_where_they_come_from(pretrained, tmp_path
         write_bundle(pretrained, bundle)
     (bundle / "configs").mkdir(parents=True)
     (bundle / "configs/train.json").write_text("{}")
+    with pytest.raises(ValueError, match="defines no network of ours"):
+        write_bundle(pretrained, bundle)
+    network = {"_target_": "nnunet_plugins.networks.HyMamba", "num_classes": 4}
+    other = pretrained.blueprint.arguments | {"features_per_stage": [8, 8, 8]}
+    for arguments in (other, pretrained.blueprint.arguments):
+        config = {"network_def": network | {"input_channels": 1} | arguments}
+        (bundle / "configs/train.json").write_text(json.dumps(config))
+        if arguments is other:
+            with pytest.raises(ValueError, match="is not what was pretrained"):
+                write_bundle(pretrained, bundle)
+            assert not (bundle / "models/pretrained.safetensors").exists()
     again = read_pretrained(write_bundle(pretrained, bundle))
     assert again.metadata == pretrained.metadata
     assert all(torch.equal(again.weights[name], x) for name, x in pretrained.weights.items())

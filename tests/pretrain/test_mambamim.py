@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 from nnunet_plugins.networks import HyMamba, VanillaMamba
@@ -276,9 +277,46 @@ def test_refusals(volume, visible, message):
 
 def test_uneven_masks_are_refused():
     visible = random_visible(2, (4, 4, 4), 0.5)
-    visible[0] = True
+    visible[0, 0, 0, 0] = True
+    visible[1, 0, 0, 0] = False
     with pytest.raises(ValueError, match="show equally many"):
         MambaMIM(HyMamba(1, 2, **SMALL))(torch.zeros(2, 1, 16, 16, 16), visible)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_masks_that_hide_or_show_nothing_are_refused(shown):
+    visible = torch.full((2, 1, 4, 4, 4), shown)
+    with pytest.raises(ValueError, match="hide at least one"):
+        MambaMIM(HyMamba(1, 2, **SMALL))(torch.zeros(2, 1, 16, 16, 16), visible)
+
+
+@pytest.mark.parametrize("options", [{"skips": False}, {"finest_skip": False}])
+def test_what_is_not_decoded_does_not_ask_for_gradients(options):
+    objective = MambaMIM(HyMamba(1, 3, **SMALL), **options)
+    objective(torch.randn(2, 1, 16, 16, 16)).loss.backward()
+    asked = {name for name, p in objective.named_parameters() if p.requires_grad}
+    learned = {name for name, p in objective.named_parameters() if p.grad is not None}
+    assert asked == learned
+    assert len(asked) < len(list(objective.parameters()))
+
+
+@pytest.mark.parametrize("build", [lambda: HyMamba(1, 2, **SMALL), NETWORKS["vanilla"][0]])
+def test_monais_tensors_are_taken(build):
+    volume = torch.randn(1, 1, 32, 32, 32)
+    network = build().eval()
+    torch.testing.assert_close(network(MetaTensor(volume)).as_tensor(), network(volume))
+    seed = torch.tensor([1])
+    objective = MambaMIM(network)
+    loss = objective(MetaTensor(volume), seed=seed).loss
+    assert float(loss) == pytest.approx(float(objective(volume, seed=seed).loss), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"mask_ratio": 1.5}, {"mask_ratio": 0.0}, {"decoder_width": 0}, {"norm": "group"}]
+)
+def test_options_that_cannot_work(options):
+    with pytest.raises(ValueError, match=r"mask_ratio is|unknown toki"):
+        MambaMIM(HyMamba(1, 2, **SMALL), **options)
 
 
 def test_networks_without_an_encoder_are_refused():

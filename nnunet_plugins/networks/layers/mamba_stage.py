@@ -87,6 +87,6 @@ def _kept(tokens: Tensor, seen: Tensor) -> Tensor:
 
 def _put_back(tokens: Tensor, seen: Tensor) -> Tensor:
     """Kept tokens at their places, zeros elsewhere: (b, kept, c), (b, l) bool -> (b, l, c)."""
-    full = tokens.new_zeros(*seen.shape, tokens.shape[2])
+    full = tokens.new_zeros((*seen.shape, tokens.shape[2]))
     full[seen] = tokens.flatten(0, 1)
     return full
