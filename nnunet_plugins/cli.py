@@ -8,8 +8,10 @@ from importlib.metadata import version
 COMMANDS = {
     "doctor": ("nnunet_plugins.doctor", "what this machine has, and what to do about the rest"),
     "demo": ("nnunet_plugins.demo.pipeline", "train and score a small HyMamba from start to end"),
+    "dataset": ("nnunet_plugins.data.command", "videos into nnU-Net and back; leaks of a split"),
     "check": ("nnunet_plugins.check", "find unreadable, non-finite and mismatched training cases"),
     "export-bundle": ("nnunet_plugins.bundle.export", "turn nnU-Net results into a MONAI bundle"),
+    "evaluate": ("nnunet_plugins.evaluation.command", "score predicted videos against their masks"),
 }
 """Name of a command: the module with its `add_arguments` and `run`, and what it does."""
 
