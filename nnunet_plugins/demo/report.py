@@ -5,12 +5,9 @@ predictions beside it, the raw dataset, and the text logs of the training. Check
 opened: they hold pickled objects.
 """
 
-import base64
 import html
-import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,28 +23,22 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from nnunet_plugins.doctor import machine
+from nnunet_plugins.html_page import (
+    COLOURS,
+    FAINT,
+    INK,
+    figure,
+    image_html,
+    style_axis,
+    table_html,
+    write_page,
+)
 
 Labels = Mapping[str, int | Sequence[int]]
 """Labels or regions by name, as in nnU-Net's dataset.json, "background" and "ignore" included."""
 
-_COLOURS = ("#ff6b6b", "#4dabf7", "#ffd43b", "#69db7c", "#da77f2", "#ffa94d", "#3bc9db", "#f783ac")
-_PAPER, _INK, _FAINT = "#14181f", "#e6e9ee", "#8b95a3"
 _PLANES = ("axial", "coronal", "sagittal")
 _ROWS = ("reference", "prediction")
-
-_STYLE = """
-:root{color-scheme:light dark;
---faint:light-dark(#667080,#8b95a3);--line:light-dark(#dfe3e8,#2a313b)}
-body{font:16px/1.55 system-ui,sans-serif;max-width:62rem;margin:0 auto;padding:2.5rem 1.25rem;
-background:light-dark(#fff,#0d1015);color:light-dark(#1b2028,#e6e9ee)}
-h1{font-size:1.9rem;line-height:1.2;margin:0}h2{font-size:1.15rem;margin:2.6rem 0 .8rem}
-p,figcaption,th{color:var(--faint)}figure{margin:0 0 1.8rem}figcaption{margin:.5rem 0}
-img{width:100%;border-radius:10px;display:block}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{text-align:left;padding:.4rem 1.8rem .4rem 0;border-bottom:1px solid var(--line)}
-th{font-weight:500}.n :not(:first-child){text-align:right}.n tr:last-child{font-weight:600}
-pre{background:light-dark(#f4f6f8,#14181f);padding:1rem;border-radius:10px;overflow-x:auto}
-"""
 
 
 @dataclass(frozen=True)
@@ -129,10 +120,9 @@ def write_report(
     dataset = json.loads((raw_dataset / "dataset.json").read_text(encoding="utf-8"))
     cases = _read_cases(summary, dataset["labels"])
     body = [
-        f"<h1>{html.escape(title)}</h1>",
         f"<p>{html.escape(results_folder.name)} &middot; {html.escape(raw_dataset.name)}</p>",
         "<h2>Dice on the validation cases</h2>",
-        _table_html(_dice_cells(dice_table(summary, dataset["labels"])), style="n"),
+        table_html(_dice_cells(dice_table(summary, dataset["labels"])), style="n last"),
         "<h2>Best, median and worst case</h2>",
         *(_case_html(k, case, raw_dataset, dataset) for k, case in _three_cases(cases).items()),
         "<h2>Training</h2>",
@@ -140,21 +130,11 @@ def write_report(
         "<h2>Commands</h2>",
         f"<pre>{html.escape(chr(10).join(commands))}</pre>",
         "<h2>Time</h2>" if timings else "",
-        _table_html([(name, _duration(seconds)) for name, seconds in (timings or {}).items()]),
+        table_html([(name, _duration(seconds)) for name, seconds in (timings or {}).items()]),
         "<h2>Machine and versions</h2>",
-        _table_html(list(machine().items())),
+        table_html(list(machine().items())),
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body>{chr(10).join(body)}</body></html>\n"
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(output)
-    return output
+    return write_page(output, title, body)
 
 
 def _foreground(labels: Labels) -> dict[str, tuple[int, ...]]:
@@ -240,28 +220,23 @@ def _curves_html(results_folder: Path, summary: Path, classes: Sequence[str]) ->
     epochs = next(filter(None, map(read_training_logs, folders)), None)
     if epochs is None:
         return "<p>No training_log_*.txt with a finished epoch was found.</p>"
-    figure = _figure(10, 3.4)
-    axes = figure.subplots(1, 2)
+    drawn = figure(10, 3.4)
+    axes = drawn.subplots(1, 2)
     style = {"marker": "o" if len(epochs) < 3 else None, "linewidth": 1.6}
     for key, name, colour in (("train_loss", "training", 1), ("val_loss", "validation", 0)):
-        axes[0].plot(*_series(epochs, key), label=name, color=_COLOURS[colour], **style)
+        axes[0].plot(*_series(epochs, key), label=name, color=COLOURS[colour], **style)
     at, dice = _series(epochs, "Pseudo dice")
     for index, (name, line) in enumerate(zip(classes, zip(*dice, strict=False), strict=False)):
-        axes[1].plot(at, line, label=name, color=_COLOURS[index % len(_COLOURS)], **style)
+        axes[1].plot(at, line, label=name, color=COLOURS[index % len(COLOURS)], **style)
     axes[1].set_ylim(0, 1)
     for axis, title in zip(axes, ("loss", "pseudo Dice"), strict=True):
-        axis.set_title(title, color=_INK, fontsize=10)
-        axis.set_xlabel("epoch", color=_FAINT)
-        axis.set_facecolor(_PAPER)
-        axis.tick_params(colors=_FAINT)
-        axis.grid(alpha=0.15)
-        axis.spines[:].set_visible(False)
+        style_axis(axis, title, "epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(frameon=False, labelcolor=_INK, fontsize=8)
+        axis.legend(frameon=False, labelcolor=INK, fontsize=8)
     note = (
         "Pseudo Dice is nnU-Net's estimate on patches of the validation cases, not on whole cases."
     )
-    return _image_html(figure, note)
+    return image_html(drawn, note)
 
 
 def _series(epochs: Mapping[int, Mapping[str, list[float]]], key: str) -> tuple[list, list]:
@@ -279,7 +254,7 @@ def _case_html(kind: str, case: _Case, raw_dataset: Path, dataset: dict[str, Any
     files = (image, reference, case.prediction)
     if missing := [str(path) for path in files if not path.exists()]:
         return f"<p>{html.escape(f'{caption}; no picture without {missing}')}</p>"
-    return _image_html(overlay_figure(*files, dataset["labels"], case.dice), caption)
+    return image_html(overlay_figure(*files, dataset["labels"], case.dice), caption)
 
 
 def overlay_figure(
@@ -296,8 +271,8 @@ def overlay_figure(
     low, high = np.percentile(inside if inside.size else voxels, (0.5, 99.5))
     grey = {"cmap": "gray", "vmin": low - (high - low) / 3, "vmax": high + (high - low) / 3}
     d, h, w = size = np.array(voxels.shape) * spacing
-    figure = _figure(10, 20 * max(h, d) / (w + w + h) + 0.8)
-    axes = figure.subplots(2, 3, width_ratios=(w, w, h))
+    drawn = figure(10, 20 * max(h, d) / (w + w + h) + 0.8)
+    axes = drawn.subplots(2, 3, width_ratios=(w, w, h))
     for plane, at in enumerate(_telling_slices(focus, list(classes.values()))):
         high_mm, wide_mm = np.delete(size, plane)
         upright = {"origin": "lower", "extent": (0, wide_mm, 0, high_mm)}
@@ -306,14 +281,14 @@ def overlay_figure(
             box = axial if plane == 0 else upright
             axis.imshow(voxels.take(at, plane), interpolation="bicubic", **grey, **box)
             _draw_classes(axis, seg.take(at, plane), np.delete(spacing, plane), classes)
-            axis.set_title(f"{whose}, {_PLANES[plane]}", color=_FAINT, fontsize=9)
+            axis.set_title(f"{whose}, {_PLANES[plane]}", color=FAINT, fontsize=9)
             axis.set_axis_off()
     present = [n for n, v in classes.items() if np.isin(truth, v).any() or np.isin(guess, v).any()]
-    colours = dict(zip(classes, cycle(_COLOURS), strict=False))
+    colours = dict(zip(classes, cycle(COLOURS), strict=False))
     handles = [Patch(color=colours[n], label=f"{n} {_number(dice[n])}") for n in present]
-    legend = {"loc": "outside lower center", "ncols": 6, "frameon": False, "labelcolor": _INK}
-    figure.legend(handles=handles, fontsize=9, **legend)
-    return figure
+    legend = {"loc": "outside lower center", "ncols": 6, "frameon": False, "labelcolor": INK}
+    drawn.legend(handles=handles, fontsize=9, **legend)
+    return drawn
 
 
 def _read_lps(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -338,30 +313,11 @@ def _draw_classes(
     axis: Axes, seg: NDArray[Any], spacing: NDArray[Any], classes: Mapping[str, tuple[int, ...]]
 ) -> None:
     rows, columns = ((np.arange(n) + 0.5) * mm for n, mm in zip(seg.shape, spacing, strict=True))
-    for values, colour in zip(classes.values(), cycle(_COLOURS), strict=False):
+    for values, colour in zip(classes.values(), cycle(COLOURS), strict=False):
         mask = np.isin(seg, values).astype(float)
         if mask.any() and min(mask.shape) > 1:
             axis.contourf(columns, rows, mask, levels=(0.5, 2), colors=colour, alpha=0.2)
             axis.contour(columns, rows, mask, levels=(0.5,), colors=colour, linewidths=1.2)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure((width, height), dpi=120, facecolor=_PAPER, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    return figure
-
-
-def _image_html(figure: Figure, caption: str) -> str:
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    data, text = base64.b64encode(png.getvalue()).decode(), html.escape(caption)
-    source = f"data:image/png;base64,{data}"
-    return f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="{source}"></figure>'
-
-
-def _table_html(cells: Sequence[Sequence[str]], style: str = "") -> str:
-    lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in cells)
-    return f'<table class="{style}">' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
 def _dice_cells(rows: Sequence[DiceRow]) -> list[tuple[str, ...]]:
