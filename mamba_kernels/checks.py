@@ -138,8 +138,8 @@ def checked_order(order: Tensor, x: Tensor) -> Tensor:
 
 
 def check_permutation(order: Tensor) -> None:
-    """Refuse what is no permutation of its length; compiled code cannot tell."""
-    if torch.compiler.is_compiling():
+    """Refuse what is no permutation; compiled code and tensors without numbers cannot tell."""
+    if torch.compiler.is_compiling() or order.is_meta:
         return
     if not torch.equal(order.sort().values, torch.arange(len(order), device=order.device)):
         raise ValueError(

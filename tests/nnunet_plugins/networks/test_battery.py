@@ -31,7 +31,8 @@ def hymamba(**options) -> Case:
 def vanilla(**options) -> Case:
     image = options.pop("image", (1, 32, 16, 16))
     options = {"feature_size": 2, "d_model": 12, "depth": 4} | options
-    return Case(lambda **kw: VanillaMamba(image[0], CLASSES, **options, **kw), image, "mamba")
+    build = lambda **kw: VanillaMamba(image[0], CLASSES, **options, **kw)  # noqa: E731
+    return Case(build, image, "encoder.mamba")
 
 
 def vivim(**options) -> Case:
