@@ -122,7 +122,7 @@ class Summary:
             axes.errorbar(range(len(shares)), means, widths, marker=marker, capsize=3, label=arm)
         axes.set_xticks(range(len(shares)), [f"{share} %" for share in shares])
         axes.set(xlabel="labelled training cases", ylabel="mean foreground Dice")
-        axes.legend()
+        axes.legend(loc="lower right")
         axes.grid(alpha=0.3)
         return figure
 
