@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from tests.pretrain import toys
@@ -48,13 +49,14 @@ def fork():
 def launch():
     """Start the toy command as a user does, in a group of its own; ended with the test."""
     processes = []
+    threads = str(torch.get_num_threads())  # sums are equal to the last bit on as many threads
 
     def start(folder, *launcher, **options):
         command = [sys.executable, *launcher, "-m", "tests.pretrain.toys", str(folder)]
         process = subprocess.Popen(
             [*command, json.dumps(options)],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
