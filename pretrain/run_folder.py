@@ -69,15 +69,12 @@ class RunFolder:
             FileNotFoundError: If it holds no run.
             ValueError: If its run was configured otherwise, or its configuration is damaged.
         """
+        self.check_exists()
         path = self.folder / "config.json"
         try:
             before = json.loads(path.read_text())
             changes = list(_differences(before["settings"], self.config["settings"], "settings"))
             changes += _differences(before["run"], self.config["run"], "run")
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{self.folder} holds no run to resume; start one without resume"
-            ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); it must be as written") from None
         if changes:
