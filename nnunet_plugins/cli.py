@@ -12,6 +12,7 @@ COMMANDS = {
     "check": ("nnunet_plugins.check", "find unreadable, non-finite and mismatched training cases"),
     "export-bundle": ("nnunet_plugins.bundle.export", "turn nnU-Net results into a MONAI bundle"),
     "evaluate": ("nnunet_plugins.evaluation.command", "score predicted videos against their masks"),
+    "affine-regressor": ("nnunet_plugins.losses.command", "train what the affine constraint asks"),
 }
 """Name of a command: the module with its `add_arguments` and `run`, and what it does."""
 

@@ -3,6 +3,8 @@
 from nnunet_plugins.losses.affine import (
     AffineConstraint,
     AffineRegressor,
+    default_regressor,
+    load_notes,
     load_regressor,
     save_regressor,
 )
@@ -23,7 +25,9 @@ __all__ = [
     "CrossEntropyIoU",
     "VivimLoss",
     "boundary_loss",
+    "default_regressor",
     "iou_loss",
+    "load_notes",
     "load_regressor",
     "released_edges",
     "save_regressor",

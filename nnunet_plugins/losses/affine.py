@@ -2,14 +2,17 @@
 
 Source: Borse et al., "InverseForm", CVPR 2021, arXiv:2104.02745, whose regressor this is, on
 smaller patches and with all six numbers of a matrix; Eq. 8 of Yang et al., "Vivim", 2024,
-arXiv:2401.14168.
+arXiv:2401.14168. What a blank patch is worth is ours: neither says.
 
 Shapes: n patches, p p pixels of a patch. Coordinates of a patch run from -1 to 1, x before y.
 """
 
 import json
 import os
+from collections.abc import Sequence
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,40 +22,42 @@ from torch.nn import functional as F
 
 from mamba_kernels.dispatch import without_autocast
 
-HIDDEN = (1000, 32)
+HIDDEN = (192, 128, 64)
+SHIPPED = Path(__file__).with_name("affine_regressor.safetensors")
+"""What `mambamed affine-regressor` gave with its defaults."""
 
 
 class AffineRegressor(nn.Module):
     """The matrix that takes the coordinates of one patch of edges to those of another.
 
+    A perceptron as in InverseForm, small enough to travel with the package: it sees the patches
+    at half their resolution, where an edge is one pixel wide.
+
     Args:
-        patch: Pixels along each axis of a patch, p.
+        patch: Pixels along each axis of a patch, p, an even number.
         hidden: Widths of the hidden layers.
     """
 
     identity: Tensor
 
-    def __init__(self, patch: int = 32, hidden: tuple[int, int] = HIDDEN) -> None:
+    def __init__(self, patch: int = 32, hidden: Sequence[int] = HIDDEN) -> None:
         super().__init__()
-        self.patch = patch
-        self.layers = nn.Sequential(
-            nn.Linear(2 * patch**2, hidden[0]),
-            nn.ReLU(),
-            nn.Linear(hidden[0], hidden[1]),
-            nn.ReLU(),
-            nn.Linear(hidden[1], 6),
-        )
+        self.patch, self.hidden = patch, list(hidden)
+        widths = [2 * (patch // 2) ** 2, *hidden]
+        layers = [(nn.Linear(m, n), nn.ReLU()) for m, n in pairwise(widths)]
+        self.layers = nn.Sequential(*chain(*layers), nn.Linear(widths[-1], 6))
         self.register_buffer("identity", torch.eye(2, 3), persistent=False)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Two patches of edges in [0, 1], (n, p, p) each -> (n, 2, 3).
 
-        The second is the first seen through the matrix: second(x) = first(matrix @ (x, 1)). The
-        network gives the difference to the identity, outside autocast.
+        The second is the first seen through the matrix: second(x) = first(matrix @ (x, 1)). A
+        blank second sees one point of the first everywhere: its matrix is zero, at a distance of
+        sqrt(2). The network gives the difference to the identity, outside autocast.
         """
-        pair = torch.cat([first.flatten(1), second.flatten(1)], dim=1)
-        with without_autocast(pair.device):
-            return self.identity + self.layers(pair.float()).view(-1, 2, 3)
+        with without_autocast(first.device):
+            pair = F.avg_pool2d(torch.stack([first, second], dim=1).float(), 2)
+            return self.identity + self.layers(pair.flatten(1)).view(-1, 2, 3)
 
     def distance(self, first: Tensor, second: Tensor) -> Tensor:
         """Frobenius norm of the matrix less the identity: (n, p, p) twice -> (n,)."""
@@ -122,12 +127,11 @@ def patches(maps: Tensor, p: int, outside: float = 0) -> Tensor:
 
 
 def save_regressor(regressor: AffineRegressor, path: Path, notes: dict[str, float]) -> None:
-    """Write a regressor with its sizes and notes on its accuracy, whole or not at all."""
-    hidden = [regressor.layers[i].out_features for i in (0, 2)]
-    about = {"patch": regressor.patch, "hidden": hidden, "notes": notes}
+    """Write a regressor in float16, with its sizes and notes on it, whole or not at all."""
+    about = {"patch": regressor.patch, "hidden": regressor.hidden, "notes": notes}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    weights = {name: x.detach().cpu().contiguous() for name, x in regressor.state_dict().items()}
+    weights = {name: x.detach().cpu().half() for name, x in regressor.state_dict().items()}
     try:
         save_file(weights, part, {"affine_regressor": json.dumps(about)})
         os.replace(part, path)
@@ -136,19 +140,39 @@ def save_regressor(regressor: AffineRegressor, path: Path, notes: dict[str, floa
 
 
 def load_regressor(path: Path) -> AffineRegressor:
-    """The regressor that `save_regressor` wrote, frozen and in evaluation mode.
+    """The regressor that `save_regressor` wrote, in float32, frozen and in evaluation mode.
 
     Raises:
-        ValueError: If the file is none.
+        FileNotFoundError: If there is no file.
+        ValueError: If the file holds no regressor.
     """
+    about, weights = _read(path)
+    regressor = AffineRegressor(about["patch"], about["hidden"])
+    regressor.load_state_dict(weights)
+    return regressor.eval().requires_grad_(False)
+
+
+def load_notes(path: Path) -> dict[str, float]:
+    """The notes of `save_regressor`: how the regressor was trained, and how accurate it is.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        ValueError: If the file holds no regressor.
+    """
+    return _read(path)[0]["notes"]
+
+
+def default_regressor() -> AffineRegressor:
+    """The regressor that comes with the package, for patches of 32 x 32 pixels, frozen."""
+    return load_regressor(SHIPPED)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["affine_regressor"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError) as error:
         raise ValueError(
-            f"{path} holds no affine regressor; train one, which takes minutes on a CPU"
+            f"{path} holds no affine regressor; train one with: mambamed affine-regressor"
         ) from error
-    regressor = AffineRegressor(about["patch"], tuple(about["hidden"]))
-    regressor.load_state_dict(weights)
-    return regressor.eval().requires_grad_(False)

@@ -17,9 +17,14 @@ from nnunet_plugins.losses.affine import AffineRegressor
 from nnunet_plugins.losses.edges import sobel_edges
 
 HARMONICS = 4
+SMALLEST_PATCH = 8
 HELD_OUT = 4096
 STILL = 0.1
 """Share of pairs whose matrix is the identity."""
+FAINT = 0.15
+"""Share of pairs in training whose second stands out little from its ground, or not at all."""
+FULL_CONTRAST = 0.3
+"""What an edge must rise above its ground by to count in full."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,28 @@ class AffineTraining:
         strength: Largest difference of a number of the matrix from the identity's: 0.25 turns by
             14 degrees, scales by a quarter, moves by an eighth of a patch.
         seed: Of weights and shapes.
+
+    Raises:
+        ValueError: If patches are odd or too small to hold a shape, or there is nothing to train.
     """
 
     patch: int = 32
-    steps: int = 3000
+    steps: int = 8000
     batch: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     strength: float = 0.25
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.patch < SMALLEST_PATCH or self.patch % 2:
+            raise ValueError(
+                f"patches are {self.patch} pixels wide; an even number of at least "
+                f"{SMALLEST_PATCH} is needed"
+            )
+        if min(self.steps, self.batch) < 1:
+            raise ValueError(
+                f"{self.steps} steps of {self.batch} pairs train nothing; give one at least of each"
+            )
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,7 @@ class AffineAccuracy:
             differ but for the second being blurred and faded.
         moved_distance: The same for the other pairs.
         order: Share of pairs of pairs, one still and one moved, whose distances are in that order.
+        blank_distance: The distance for pairs whose second is blank instead; sqrt(2) is right.
     """
 
     error: float
@@ -62,6 +82,7 @@ class AffineAccuracy:
     still_distance: float
     moved_distance: float
     order: float
+    blank_distance: float
 
 
 def train_regressor(
@@ -73,7 +94,7 @@ def train_regressor(
 
     Args:
         options: How it is trained; the defaults take some minutes on a CPU.
-        device: Where.
+        device: Where it is trained; pairs are drawn on the CPU, alike for all.
         progress: Called after every step with its number, from 1, and its loss.
     """
     options = options or AffineTraining()
@@ -87,7 +108,7 @@ def train_regressor(
         )
         for step in range(1, options.steps + 1):
             first, second, matrix = (
-                x.to(device) for x in edge_pairs(options.batch, options, generator)
+                x.to(device) for x in edge_pairs(options.batch, options, generator, FAINT)
             )
             loss = F.mse_loss(regressor(first, second), matrix)
             optimizer.zero_grad(set_to_none=True)
@@ -115,21 +136,24 @@ def accuracy(regressor: AffineRegressor, options: AffineTraining) -> AffineAccur
         still_distance=float(distance[still].mean()),
         moved_distance=float(distance[~still].mean()),
         order=float((distance[still][:, None] < distance[~still]).float().mean()),
+        blank_distance=float(regressor.distance(first, torch.zeros_like(second)).mean()),
     )
 
 
 def edge_pairs(
-    n: int, options: AffineTraining, generator: torch.Generator
+    n: int, options: AffineTraining, generator: torch.Generator, faint: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Edges (n, p, p), the same seen through matrices (n, p, p), and the matrices (n, 2, 3).
 
-    The first are clean as those of a ground truth, half of the second blurred, faded and on an
-    uneven ground as those of a network. Both hold at least a line across the patch.
+    The first are clean as those of a ground truth, half of the second blurred, faded and on a
+    noisy ground as those of a network. Both hold at least a line across the patch, before a share
+    `faint` of the second fades further, half of it to nothing. A matrix shrinks with that: that of
+    a blank patch is zero, since it sees one point of the first everywhere.
     """
     kept: list[tuple[Tensor, ...]] = []
     missing = n
     while missing > 0:
-        count = missing + missing // 2 + 1
+        count = missing + missing // 8 + 1
         shape = _random_shapes(count, generator)
         matrix = _random_matrices(count, options.strength, generator)
         points = _grid(options.patch)
@@ -137,7 +161,9 @@ def edge_pairs(
         first = sobel_edges(_inside(shape, points.expand(count, -1, -1, -1)))
         second = sobel_edges(_inside(shape, seen))
         enough = torch.minimum(first.sum((1, 2)), second.sum((1, 2))) >= options.patch
-        kept.append((first[enough], _predicted(second[enough], generator), matrix[enough]))
+        second, contrast = _predicted(second[enough], generator, faint)
+        matrix = matrix[enough] * (contrast / FULL_CONTRAST).clamp(max=1)
+        kept.append((first[enough], second, matrix))
         missing -= int(enough.sum())
     first, second, matrix = (torch.cat(parts)[:n] for parts in zip(*kept, strict=True))
     return first, second, matrix
@@ -177,15 +203,26 @@ def _inside(shape: Tensor, points: Tensor) -> Tensor:
     return (distance < shape[:, 2, None, None] * radius).float()
 
 
-def _predicted(edges: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the edges as a network may predict them: blurred, faded, on an uneven ground."""
-    n = len(edges)
-    width = torch.randint(0, 2, (n, 1, 1), generator=generator)
+def _predicted(edges: Tensor, generator: torch.Generator, faint: float) -> tuple[Tensor, Tensor]:
+    """Half of the edges as a network may predict them: blurred, faded, on a noisy ground.
+
+    A share `faint` stands out by less than `FULL_CONTRAST`, half of it by nothing. Also gives back
+    by how much each stands out, (n, 1, 1), 1 for those left as they are.
+    """
+
+    def uniform() -> Tensor:
+        return torch.rand(len(edges), 1, 1, generator=generator)
+
     blurred = F.avg_pool2d(edges[:, None], 3, stride=1, padding=1)[:, 0]
-    soft = torch.where(width == 1, blurred * 1.5, edges)
-    height = 0.3 + 0.7 * torch.rand(n, 1, 1, generator=generator)
-    ground = 0.2 * torch.rand(n, 1, 1, generator=generator)
-    noise = 0.05 * torch.randn(edges.shape, generator=generator)
-    predicted = (height * soft + ground * (1 - soft) + noise).clamp(0, 1)
-    clean = torch.rand(n, 1, 1, generator=generator) < 0.5
-    return torch.where(clean, edges, predicted)
+    soft = torch.where(uniform() < 0.5, (1.5 * blurred).clamp(max=1), edges)
+    fades = uniform() < faint
+    contrast = torch.where(
+        fades,
+        FULL_CONTRAST * (2 * uniform() - 1).clamp(min=0),
+        FULL_CONTRAST + (1 - FULL_CONTRAST) * uniform(),
+    )
+    ground = (1 - contrast) * uniform()
+    noise = 0.05 * torch.randn(edges.shape, generator=generator) * (uniform() < 0.5)
+    predicted = (ground + contrast * soft + noise).clamp(0, 1)
+    clean = ~fades & (uniform() < 0.5)
+    return torch.where(clean, edges, predicted), torch.where(clean, 1.0, contrast)

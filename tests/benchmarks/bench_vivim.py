@@ -8,10 +8,13 @@ mixers are those of the paper's table IV, which took a clip of 32 frames of 256 
 Each figure is taken in a process of its own: peak memory is that of the process, less what it held
 before the forward pass. CPU seconds are those of all threads, which a busy machine does not
 stretch as it does the clock's. FLOPs are matrix products and convolutions; scans are not counted.
+The decoder is compared with SegFormer's order of work, in GFLOP and in what comes out. Over lengths
+a figure's growth is the power of the number of frames: 1 is linear.
 """
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -145,7 +148,8 @@ def main() -> None:
     for name, value in machine().items():
         print(f"{name}: {value}")
     print(f"{args.threads} threads, medians of {args.repeats}")
-    figures: dict[str, object] = {"machine": machine(), "head": head()}
+    head_figures = {**head(), "difference": head_difference()}
+    figures: dict[str, object] = {"machine": machine(), "head": head_figures}
     for clip in args.clips:
         frames, side = map(int, clip.split("x"))
         print(f"\nVivim-B3, {frames} frames of {side} x {side}")
@@ -154,13 +158,14 @@ def main() -> None:
             for mixer in args.mixers
         }
     print(f"\nVivim-B0, frames of {SMALL_SIDE} x {SMALL_SIDE}, one clip")
-    figures["lengths"] = {
+    lengths = {
         frames: print_row(
             f"{frames} frames",
             measured("mamba", frames, SMALL_SIDE, args.repeats, args.threads, SMALL),
         )
         for frames in args.lengths
     }
+    figures["lengths"], figures["growth"] = lengths, growth(lengths)
     print("\nTable IV (A6000, 32 x 256): training MB, inference MB, seconds")
     for mixer, row in PAPER.items():
         print(f"{mixer:<12}" + "".join(f"{value:>15}" for value in row))
@@ -181,6 +186,43 @@ def head(frames: int = 5, side: int = 256) -> dict[str, float]:
             ]
         found[name] = gflop(lambda decoder=decoder, x=features: decoder(x, (side, side)))
         print(f"head, {frames} x {side}^2, {name}: {found[name]:.1f} GFLOP")
+    return found
+
+
+@torch.inference_mode()
+def head_difference(side: int = 256) -> float:
+    """Largest difference between the logits of both orders, over the largest logit."""
+    torch.manual_seed(0)
+    widths, width = MIT["b3"].widths, MIT["b3"].decoder_width
+    plain, ours = (
+        kind(widths, width, 1, "batch", 0.0, False).eval()
+        for kind in (PlainDecoder, SegFormerDecoder)
+    )
+    ours.load_state_dict(plain.state_dict())
+    features = [
+        torch.randn(1, c, 1, side // 4 // 2**s, side // 4 // 2**s) for s, c in enumerate(widths)
+    ]
+    logits = plain(features, (side, side))
+    found = float((ours(features, (side, side)) - logits).abs().max() / logits.abs().max())
+    print(f"head, both orders: logits differ by {found:.1e} of the largest")
+    if found > 1e-5:
+        raise SystemExit("the decoder is not SegFormer's; its GFLOP mean nothing")
+    return found
+
+
+def growth(lengths: dict[int, dict[str, float]]) -> dict[str, float]:
+    """For each figure the power of the frames it grows with, from the longer half of the lengths.
+
+    Short clips are left out for their fixed costs.
+    """
+    longer = sorted(lengths)[len(lengths) // 2 :]
+    found = {}
+    for unit in lengths[longer[0]] if len(longer) > 1 else ():
+        points = [(n, lengths[n].get(unit, 0)) for n in longer]
+        if all(value > 0 for _, value in points):
+            logs = ([math.log(n) for n, _ in points], [math.log(value) for _, value in points])
+            found[unit] = statistics.linear_regression(*logs).slope
+            print(f"{unit} grows with the frames to the power of {found[unit]:.2f}")
     return found
 
 
