@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mamba_kernels import causal_conv1d, selective_scan_multi
+from mamba_kernels import causal_conv1d, selective_scan, selective_scan_multi
 from mamba_kernels.dispatch import without_autocast
 from mamba_kernels.selective_scan.multi import Order
 
@@ -21,6 +21,10 @@ DT_RANGE = (1e-3, 1e-1)
 
 SUFFIXES = {"forward": "", "reverse": "_b", "interleaved": "_s"}
 """Directions of a mixer, and what the names of their parameters end in."""
+
+State = tuple[Tensor, Tensor]
+"""What a causal mixer keeps of the tokens before: the last inputs of its convolution, (b, e,
+d_conv - 1), and the state of its scan, (b, e, n); float32, or float64 if the scan is."""
 
 
 def in_full_precision(module: nn.Module, *inputs: Tensor) -> Tensor:
@@ -83,13 +87,47 @@ class MambaMixer(nn.Module):
         output projection is computed in the dtype of its weights, under autocast too.
         """
         u, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (b, e, l) each
-        scans = [self._scan(u, name, frames) for name in self.directions]
         orders = [_order(name, x.shape[1], frames, x.device) for name in self.directions]
+        scans = [
+            self._scan(u, name, order) for name, order in zip(self.directions, orders, strict=True)
+        ]
         u, delta, A, B, C, D, bias = zip(*scans, strict=True)
         y, _ = selective_scan_multi(
             u, delta, A, B, C, D, z, bias, orders=orders, combine=self.combine
         )
         return in_full_precision(self.out_proj, y.transpose(1, 2))
+
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The tokens that come next: (b, l, c) -> (b, l, c), and the state that they leave.
+
+        Any cut of a sequence into steps gives what `forward` gives on the whole, to rounding.
+        For a mixer of the forward direction alone.
+
+        Args:
+            x: As many tokens as there are, one at least.
+            state: Left by the tokens before; None before the first one.
+
+        Raises:
+            ValueError: If the mixer has further directions, which look ahead.
+        """
+        if self.directions != ["forward"]:
+            raise ValueError(
+                f"a mixer that scans {' and '.join(self.directions)} sees tokens to come and has "
+                "no step; build it with bidirectional=False and interleaved=False"
+            )
+        conv, scan = (None, None) if state is None else state
+        u, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)
+        conv1d = self.conv1d
+        assert isinstance(conv1d, nn.Conv1d)
+        taps = conv1d.weight.squeeze(1)
+        u, conv = causal_conv1d(
+            u, taps, conv1d.bias, activation="silu", initial_state=conv, return_last_state=True
+        )
+        u, delta, A, B, C, D, bias = self._selected(u, "forward")
+        y, scan = selective_scan(
+            u, delta, A, B, C, D, z, bias, initial_state=scan, return_last_state=True
+        )
+        return in_full_precision(self.out_proj, y.transpose(1, 2)), (conv.to(scan.dtype), scan)
 
     def _add_direction(self, suffix: str, d_inner: int, d_conv: int) -> None:
         dt_rank, d_state, _ = self.split
@@ -103,18 +141,25 @@ class MambaMixer(nn.Module):
         for name, part in parts.items():
             setattr(self, name, part)
 
-    def _scan(self, u: Tensor, direction: str, frames: int) -> tuple[Tensor, ...]:
+    def _scan(self, u: Tensor, direction: str, order: Order) -> tuple[Tensor, ...]:
         """Of one direction, from (b, e, l): u, delta, A, B, C, D and delta_bias of its scan."""
-        names = ("conv1d{}", "x_proj{}", "dt_proj{}", "A{}_log", "D{}")
-        conv1d, x_proj, dt_proj, A_log, D = (
+        conv1d = getattr(self, f"conv1d{SUFFIXES[direction]}")
+        u = causal_conv1d(
+            u,
+            conv1d.weight.squeeze(1),
+            conv1d.bias,
+            activation="silu",
+            reverse=direction == "reverse",
+            order=order if isinstance(order, Tensor) else None,
+        )
+        return self._selected(u, direction)
+
+    def _selected(self, u: Tensor, direction: str) -> tuple[Tensor, ...]:
+        """What the convolved tokens (b, e, l) select: as `_scan`."""
+        names = ("x_proj{}", "dt_proj{}", "A{}_log", "D{}")
+        x_proj, dt_proj, A_log, D = (
             getattr(self, name.format(SUFFIXES[direction])) for name in names
         )
-        taps, reverse = conv1d.weight.squeeze(1), direction == "reverse"
-        if direction == "interleaved":
-            u = _transposed(u, frames)
-        u = causal_conv1d(u, taps, conv1d.bias, activation="silu", reverse=reverse)
-        if direction == "interleaved":
-            u = _transposed(u, u.shape[2] // frames)
         delta, B, C = x_proj(u.transpose(1, 2)).split(self.split, dim=-1)
         delta = F.linear(delta, dt_proj.weight).transpose(1, 2)
         A = -A_log.float().exp()
@@ -128,11 +173,6 @@ def _order(direction: str, tokens: int, frames: int, device: torch.device) -> Or
     if direction == "reverse":
         return "reverse"
     return torch.arange(tokens, device=device).view(frames, -1).T.flatten()
-
-
-def _transposed(x: Tensor, rows: int) -> Tensor:
-    """The last axis, a matrix of so many rows, read by columns: (b, e, l) -> (b, e, l)."""
-    return x.reshape(*x.shape[:2], rows, -1).transpose(2, 3).flatten(2)
 
 
 class MambaLayer(nn.Module):

@@ -8,6 +8,7 @@ Shapes: b batch, c channels, t h w clip, l = t * h * w tokens, frame after frame
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,4 +70,25 @@ class ConvFeedForward(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Tokens of a grid: (b, l, c) -> (b, l, c)."""
         x = self.fc1(x).transpose(1, 2).unflatten(2, tuple(grid))
-        return self.fc2(F.gelu(self.dwconv(x).flatten(2).transpose(1, 2)))
+        trained = isinstance(self.dwconv, nn.Conv3d) and torch.is_grad_enabled()
+        x = _frame_by_frame(self.dwconv, x) if trained else self.dwconv(x)
+        return self.fc2(F.gelu(x.flatten(2).transpose(1, 2)))
+
+
+def _frame_by_frame(convolution: nn.Conv3d, clip: Tensor) -> Tensor:
+    """A depthwise 3x3x3 convolution by three of frames: (b, c, t, h, w) -> the same.
+
+    On CPUs the backward pass of 2-D convolutions is two to six times as fast as that of 3-D ones.
+    """
+    frames = clip.transpose(1, 2)
+    shape, channels = frames.shape, convolution.groups
+    before, same, after = (
+        F.conv2d(frames.flatten(0, 1), tap, bias, padding=1, groups=channels).view(shape)
+        for tap, bias in zip(
+            convolution.weight.unbind(2), (None, convolution.bias, None), strict=True
+        )
+    )
+    y = same.clone()
+    y[:, 1:] += before[:, :-1]
+    y[:, :-1] += after[:, 1:]
+    return y.transpose(1, 2)
