@@ -3,7 +3,7 @@
 import contextlib
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,13 @@ from torch import Tensor, nn
 
 from nnunet_plugins.optimization import WarmupPolyLR, cpu_has_bfloat16, decay_groups
 
+SHORT_EPOCHS: dict[str, float] = {
+    "num_epochs": 50,
+    "num_iterations_per_epoch": 50,
+    "num_val_iterations_per_epoch": 10,
+    "save_every": 1,
+}
+"""Hyperparameters of a training that a CPU finishes."""
 FOLDS = 5
 """nnU-Net's folds of a cross-validation."""
 
@@ -43,6 +50,8 @@ class MambaTrainer(nnUNetTrainer):
     network_class: ClassVar[type[nn.Module]]
     network_options: ClassVar[dict[str, Any]] = {}
     """Keyword arguments of the network beside what the plans say."""
+    sizes: ClassVar[Sequence[str]] = ()
+    """Sizes of the network by name, each of which may follow the trainer's name."""
 
     def __init__(
         self,
@@ -239,9 +248,11 @@ def refuse_non_finite(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         )
 
 
-def _each(tensors: Tensor | list[Tensor], change: Callable[[Tensor], Tensor]) -> Any:
-    """A change to a tensor, or to every tensor of a list."""
-    return [change(x) for x in tensors] if isinstance(tensors, list) else change(tensors)
+def _each(tensors: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A change to a tensor, or to every tensor of a list or a pair."""
+    if isinstance(tensors, Tensor):
+        return change(tensors)
+    return type(tensors)(_each(x, change) for x in tensors)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ prediction, `--c`, `--val` and spawned workers build the same network again.
 """
 
 import difflib
+import inspect
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -15,18 +17,14 @@ from pathlib import Path
 FOLDERS = ("trainers", "planners")
 
 OPTIONS = {
-    r"([1-9]\d*)epochs": "hyperparameters.num_epochs",
-    r"([1-9]\d*)iterations": "hyperparameters.num_iterations_per_epoch",
-    r"seed(\d+)": "hyperparameters.seed",
-    r"lr([1-9]\d*e-[1-9]\d*)": "hyperparameters.initial_lr",
-    r"(raster|zigzag|hilbert|shuffle)": "network_options.scan_order",
-    r"unidirectional()": "network_options.bidirectional",
+    r"([1-9]\d*)epochs": ("hyperparameters.num_epochs", "Nepochs"),
+    r"([1-9]\d*)iterations": ("hyperparameters.num_iterations_per_epoch", "Niterations"),
+    r"seed(\d+)": ("hyperparameters.seed", "seedN"),
+    r"lr([1-9]\d*e-[1-9]\d*)": ("hyperparameters.initial_lr", "lr1e-3"),
+    r"(raster|zigzag|hilbert|shuffle)": ("network_options.scan_order", "zigzag, hilbert, shuffle"),
+    r"unidirectional()": ("network_options.bidirectional", "unidirectional"),
 }
-"""What may follow a trainer's name, after an underscore each, and what it sets."""
-OPTION_FORMS = (
-    "Nepochs", "Niterations", "seedN", "lr1e-3", "zigzag", "hilbert", "shuffle", "unidirectional",
-)  # fmt: skip
-"""The same, as a person is told."""
+"""What may follow a trainer's name, after an underscore each: what it sets, and how it is said."""
 
 
 def names() -> list[str]:
@@ -82,12 +80,30 @@ def _with_options(base: type, name: str, suffixes: list[str]) -> type:
 
 def _parse(base: type, suffix: str) -> tuple[str, object]:
     """What a suffix sets, as group.key, and to which value."""
-    for pattern, target in OPTIONS.items():
+    for pattern, (target, _) in OPTIONS.items():
         match = re.fullmatch(pattern, suffix)
-        if match and hasattr(base, target.split(".")[0]):
+        if match and _takes(base, target):
             return target, _value(match[1])
-    forms = ", ".join(f"_{form}" for form in OPTION_FORMS)
-    raise ValueError(f"{base.__name__} has no option '_{suffix}'; a name may end in {forms}")
+    sizes: Sequence[str] = getattr(base, "sizes", ())
+    if suffix in sizes:
+        return "network_options.size", suffix
+    forms = "; ".join(
+        [form for target, form in OPTIONS.values() if _takes(base, target)] + [*sizes]
+    )
+    raise ValueError(
+        f"{base.__name__} has no option '_{suffix}'; after an underscore each, it takes: {forms}"
+        if forms
+        else f"{base.__name__} has no options, and '_{suffix}' follows its name"
+    )
+
+
+def _takes(base: type, target: str) -> bool:
+    """Whether a trainer has a hyperparameter, or its network an argument, that is called so."""
+    group, key = target.split(".")
+    if not hasattr(base, group):
+        return False
+    network = getattr(base, "network_class", None)
+    return group != "network_options" or key in inspect.signature(network).parameters
 
 
 def _value(text: str) -> object:

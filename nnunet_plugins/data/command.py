@@ -121,7 +121,14 @@ def _from_videos(args: argparse.Namespace) -> int:
     if (folder / SPLITS_JSON).exists():
         folds = len(json.loads((folder / SPLITS_JSON).read_text(encoding="utf-8")))
         print(f"{SPLITS_JSON} has {folds} folds; beyond them nnU-Net would split at random.")
-        print(f"Next: nnUNetv2_plan_and_preprocess -d {args.id}; it takes {SPLITS_JSON} along.")
+        print(
+            f"Next: nnUNetv2_plan_and_preprocess -d {args.id} -c 3d_fullres -pl VivimPlanner; it "
+            f"takes {SPLITS_JSON} along."
+        )
+        print(
+            f"Then: nnUNetv2_train {args.id} 3d_fullres 0 -p nnUNetVivimPlans -tr VivimTrainer, or "
+            "VivimTrainer_small with -device cpu."
+        )
     else:
         print(f"One patient only, so no {SPLITS_JSON}: train with fold all, or --split-clips.")
     return 0

@@ -7,7 +7,7 @@ Shapes: b batch, c channels, k classes, t h w clip, s stages.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,14 @@ from nnunet_plugins.networks.layers.segformer import (
     TransformerBlock,
 )
 from nnunet_plugins.networks.layers.st_mamba import TemporalMambaLayer
+
+SMALL: dict[str, Any] = {
+    "features_per_stage": (16, 32, 80, 128),
+    "blocks_per_stage": (1, 1, 2, 1),
+    "mamba_depth": 1,
+    "decoder_width": 64,
+}
+"""Options of a network that a CPU can train."""
 
 
 class Vivim(SegmentationNetwork):

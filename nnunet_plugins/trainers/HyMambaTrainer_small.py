@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+from nnunet_plugins.mamba_trainer import SHORT_EPOCHS
 from nnunet_plugins.networks.hymamba import SMALL_WIDTHS
 from nnunet_plugins.trainers.HyMambaTrainer import HyMambaTrainer
 
@@ -13,12 +14,8 @@ class HyMambaTrainer_small(HyMambaTrainer):
     1.2 to 3.5 million parameters on plans of four to six stages.
     """
 
-    hyperparameters: ClassVar[dict[str, float]] = HyMambaTrainer.hyperparameters | {
-        "initial_lr": 3e-3,
-        "num_epochs": 50,
-        "num_iterations_per_epoch": 50,
-        "num_val_iterations_per_epoch": 10,
-        "save_every": 1,
-    }
+    hyperparameters: ClassVar[dict[str, float]] = (
+        HyMambaTrainer.hyperparameters | SHORT_EPOCHS | {"initial_lr": 3e-3}
+    )
     max_batch_size: ClassVar[int | None] = 2
     widths: ClassVar[Sequence[int]] = SMALL_WIDTHS

@@ -1,4 +1,4 @@
-"""A tiny nnU-Net experiment on disk: planned and preprocessed once for all tests that train."""
+"""Tiny nnU-Net experiments on disk: planned and preprocessed once for all tests that train."""
 
 import json
 import os
@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from tests.nnunet_plugins.data.conftest import draw_video, write_frames
+
 BIN = Path(sys.executable).parent
-DATASET = "Dataset901_Tiny"
 CASES = 5
 
 
@@ -22,14 +23,20 @@ class NNUNet:
     """Folders of an nnU-Net installation, and its commands as a user types them."""
 
     folder: Path
+    dataset: str = "Dataset901_Tiny"
+    plans: str = "nnUNetPlans"
+
+    @property
+    def number(self) -> str:
+        return self.dataset[len("Dataset") :].split("_")[0]
 
     @property
     def raw(self) -> Path:
-        return self.folder / "raw" / DATASET
+        return self.folder / "raw" / self.dataset
 
     @property
     def preprocessed(self) -> Path:
-        return self.folder / "preprocessed" / DATASET
+        return self.folder / "preprocessed" / self.dataset
 
     @property
     def environment(self) -> dict[str, str]:
@@ -42,8 +49,8 @@ class NNUNet:
             "nnUNet_def_n_proc": "1",
         }
 
-    def results(self, trainer: str, plans: str = "nnUNetPlans") -> Path:
-        return self.folder / "results" / DATASET / f"{trainer}__{plans}__3d_fullres"
+    def results(self, trainer: str) -> Path:
+        return self.folder / "results" / self.dataset / f"{trainer}__{self.plans}__3d_fullres"
 
     def __call__(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one of the installed commands, outside the checkout."""
@@ -60,8 +67,8 @@ class NNUNet:
 
     def training(self, trainer: str, *options: str) -> list[str]:
         """The command that trains fold 0."""
-        command = str(BIN / "nnUNetv2_train")
-        return [command, "901", "3d_fullres", "0", "-tr", trainer, "-device", "cpu", *options]
+        command = [str(BIN / "nnUNetv2_train"), self.number, "3d_fullres", "0", "-p", self.plans]
+        return [*command, "-tr", trainer, "-device", "cpu", *options]
 
     def train(
         self, trainer: str, *options: str, check: bool = True
@@ -111,11 +118,41 @@ def nnunet(tmp_path_factory) -> NNUNet:
     return experiment
 
 
+@pytest.fixture(scope="session")
+def video_nnunet(tmp_path_factory) -> NNUNet:
+    """Five videos of six frames of 40 x 48 pixels, planned and preprocessed for Vivim."""
+    experiment = NNUNet(
+        tmp_path_factory.mktemp("video_nnunet"), "Dataset902_TinyVideo", "nnUNetVivimPlans"
+    )
+    source = experiment.folder / "source"
+    for index in range(CASES):
+        images, labels = draw_video(index)
+        write_frames(source / f"video{index}/frames", images)
+        write_frames(source / f"video{index}/masks", labels * np.uint8(255))
+    experiment(
+        "mambamed", "dataset", "from-videos", str(source), "--id", "902", "--name", "TinyVideo"
+    )
+    experiment(
+        "nnUNetv2_plan_and_preprocess", "-d", "902", "-c", "3d_fullres", "-pl", "VivimPlanner",
+        "-np", "1", "-npfp", "1",
+    )  # fmt: skip
+    return experiment
+
+
 @pytest.fixture
 def build_trainer(nnunet, monkeypatch, tmp_path) -> Callable:
-    """Build a trainer by name in this process, its results in a folder of the test's own."""
+    """Build a trainer of volumes by name in this process, its results in the test's own folder."""
+    return trainer_builder(nnunet, monkeypatch, tmp_path)
 
-    def build(name: str, plans: dict | None = None):
+
+@pytest.fixture
+def build_video_trainer(video_nnunet, monkeypatch, tmp_path) -> Callable:
+    """The same on the videos."""
+    return trainer_builder(video_nnunet, monkeypatch, tmp_path)
+
+
+def trainer_builder(nnunet: NNUNet, monkeypatch, tmp_path: Path) -> Callable:
+    def build(name: str, plans: dict | None = None, configuration: str = "3d_fullres", **changes):
         import torch
 
         from nnunet_plugins.registry import find_class
@@ -124,10 +161,10 @@ def build_trainer(nnunet, monkeypatch, tmp_path) -> Callable:
             if variable.startswith("nnUNet_"):
                 monkeypatch.setenv(variable, value)
         monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-        plans = plans or json.loads((nnunet.preprocessed / "nnUNetPlans.json").read_text())
-        description = json.loads((nnunet.preprocessed / "dataset.json").read_text())
+        plans = plans or json.loads((nnunet.preprocessed / f"{nnunet.plans}.json").read_text())
+        description = json.loads((nnunet.preprocessed / "dataset.json").read_text()) | changes
         trainer = find_class(name)(
-            plans | {"continue_training": False}, "3d_fullres", 0, description,
+            plans | {"continue_training": False}, configuration, 0, description,
             torch.device("cpu"),
         )  # fmt: skip
         trainer.initialize()

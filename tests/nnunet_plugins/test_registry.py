@@ -37,11 +37,11 @@ def test_names_of_others_are_left_to_nnunet():
     ("name", "message"),
     [
         ("HyMambaTrainer_spiral", "no option '_spiral'.*hilbert"),
-        ("HyMambaTrainer_small_epochs", "no option '_epochs'.*_Nepochs"),
+        ("HyMambaTrainer_small_epochs", "no option '_epochs'.*Nepochs"),
         ("HyMambaTrainer_2epochs_3epochs", "sets num_epochs twice"),
         ("HyMambaTrainr", "did you mean 'HyMambaTrainer'"),
         ("HyMambaPlaner", "did you mean 'HyMambaPlanner'"),
-        ("HyMambaPlanner_5epochs", "no option"),
+        ("HyMambaPlanner_5epochs", "has no options"),
         ("HyMambaTrainer_0epochs", "0"),
     ],
 )
