@@ -4,14 +4,18 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nnunet_plugins.networks.weights import fit
 
 
 def plain(x: Tensor) -> Tensor:
-    """The same values without what a subclass of tensors carries along, and overrides."""
-    return x if type(x) is Tensor else x.as_subclass(Tensor)
+    """The same values without what a subclass of tensors carries along, and overrides.
+
+    A tracer's own subclass stays: torch.export records by it.
+    """
+    return x if type(x) is Tensor or torch.compiler.is_compiling() else x.as_subclass(Tensor)
 
 
 class SegmentationNetwork(nn.Module):

@@ -2,7 +2,7 @@
 
 HyMamba: segmentation nets and encoders of the MambaMIM repository (2024-08-20). Their layout is
 prefixes `embeddings.` (CNN), `mae.` (Mamba) and `decoder.`; every size is read off the shapes.
-Vivim: `released_vivim`.
+Vivim: `released_vivim`. EndoMamba: `released_endomamba`.
 """
 
 import re
@@ -15,11 +15,18 @@ from torch import Tensor
 
 from nnunet_plugins.networks.hymamba import HyMamba
 from nnunet_plugins.networks.layers.position import sincos_position
+from nnunet_plugins.networks.released_endomamba import endomamba_from_released, read_released
 from nnunet_plugins.networks.released_vivim import vivim_from_released
 from nnunet_plugins.networks.renaming import all_renamed, count, renamed, sizes
 from nnunet_plugins.networks.weights import fit
 
-__all__ = ["hymamba_from_released", "our_name", "vivim_from_released"]
+__all__ = [
+    "endomamba_from_released",
+    "hymamba_from_released",
+    "our_name",
+    "read_released",
+    "vivim_from_released",
+]
 
 HYMAMBA_NAMES = (
     (r"embeddings\.stem\.", "encoder.stem.0."),

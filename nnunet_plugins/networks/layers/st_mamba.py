@@ -70,8 +70,10 @@ class ConvFeedForward(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Tokens of a grid: (b, l, c) -> (b, l, c)."""
         x = self.fc1(x).transpose(1, 2).unflatten(2, tuple(grid))
-        trained = isinstance(self.dwconv, nn.Conv3d) and torch.is_grad_enabled()
-        x = _frame_by_frame(self.dwconv, x) if trained else self.dwconv(x)
+        if isinstance(self.dwconv, nn.Conv3d) and torch.is_grad_enabled():
+            x = _frame_by_frame(self.dwconv, x)
+        else:
+            x = self.dwconv(x)
         return self.fc2(F.gelu(x.flatten(2).transpose(1, 2)))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunet_plugins.networks import HyMamba, VanillaMamba, Vivim
+from nnunet_plugins.networks import EndoMamba, HyMamba, VanillaMamba, Vivim
 
 CLASSES = 3
 
@@ -46,6 +46,17 @@ def vivim(**options) -> Case:
     )
 
 
+def endomamba(**options) -> Case:
+    image = options.pop("image", (3, 2, 37, 22))
+    options = {
+        "d_model": 16, "depth": 4, "image_size": (32, 24), "patch_size": 8,
+        "decoder_widths": (16, 12, 8), "drop_path": 0.0,
+    } | options  # fmt: skip
+    return Case(
+        lambda **kw: EndoMamba(image[0], CLASSES, **options, **kw), image, "encoder.layers.3", True
+    )
+
+
 ANISOTROPIC = {
     "strides": [(1, 1, 1), (1, 2, 2), (2, 2, 2)],
     "kernel_sizes": [(1, 3, 3), (1, 3, 3), (3, 3, 3)],
@@ -67,6 +78,10 @@ CASES = {
     "vivim-grey": vivim(image=(1, 3, 64, 64)),
     "vivim-layer-norm": vivim(norm="layer"),
     "vivim-sum": vivim(combine="sum"),
+    "endomamba": endomamba(),
+    "endomamba-grey": endomamba(image=(1, 3, 32, 24)),
+    "endomamba-skips": endomamba(skips=True),
+    "endomamba-layer-norm": endomamba(norm="layer"),
 }
 
 

@@ -1,0 +1,137 @@
+"""Streaming with EndoMamba: milliseconds a frame, and whether a long stream grows or drifts.
+
+python tests/benchmarks/bench_streaming.py [--size small] [--side 224] [--dtypes float32 bfloat16]
+    [--head backbone] [--frames 30] [--threads 1] [--json FILE]
+python tests/benchmarks/bench_streaming.py --steps 1000000
+
+The first form times single frames of a stream of batch 1, each as a session sees it, and compares
+what comes out with float32. The second runs a net of 1 + 1 layers and 8 channels on 16 x 16 frames
+for so many steps. It reports how much the process grew after the first thousand, whether all is
+finite, and whether the last step equals that of a fresh session that loads the state before it.
+CPU milliseconds are those of all threads, which a busy machine does not stretch.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_plugins.doctor import machine
+from nnunet_plugins.networks import EndoMamba, EndoMambaBackbone
+from nnunet_plugins.networks.endomamba import SIZES
+from nnunet_plugins.streaming import StreamingSession
+
+TINY = {"d_model": 8, "depth": 2, "image_size": (16, 16), "patch_size": 16, "head": "phase"}
+WARM_UP = 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="small", choices=list(SIZES))
+    parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--head", default="backbone", choices=["backbone", "segmentation", "phase"])
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--frames", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, help="run a tiny net for so many steps instead")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    for name, value in machine().items():
+        print(f"{name}: {value}")
+    figures = endurance(args.steps) if args.steps else speed(args)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine(), **figures}, indent=2))
+
+
+def speed(args: argparse.Namespace) -> dict[str, object]:
+    """Milliseconds a frame for each dtype, and how far the outputs are from float32's."""
+    network = build(args.head, args.size, args.side)
+    clip = torch.randn(1, 3, args.frames, args.side, args.side)
+    device = torch.device(args.device)
+    print(f"EndoMamba-{args.size}, {args.head}, {args.side}^2, batch 1, {args.threads} threads")
+    exact, figures = None, {}
+    for dtype in ["float32", *(d for d in args.dtypes if d != "float32")]:
+        session = StreamingSession(network.to(device, getattr(torch, dtype)))
+        outputs, row = timed(session, clip.to(device))
+        exact = outputs if exact is None else exact
+        row["difference"] = float((outputs - exact).norm() / exact.norm())
+        figures[dtype] = row
+        print(f"{dtype:<10}" + "".join(f"{value:>12.4g} {unit}" for unit, value in row.items()))
+    print(f"state: {session.state_bytes} bytes a stream")
+    return figures
+
+
+def build(head: str, size: str, side: int) -> nn.Module:
+    sizes = {"size": size, "image_size": (side, side)}
+    if head == "backbone":
+        return EndoMambaBackbone(3, **sizes)
+    return EndoMamba(3, 2, head=head, **sizes)
+
+
+def timed(session: StreamingSession, clip: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Outputs of all frames, and medians over them but for the first few."""
+    outputs, wall, cpu = [], [], []
+    for frame in clip.unbind(2):
+        start, cpu_start = time.perf_counter(), time.process_time()
+        outputs.append(session.step(frame).float())
+        if clip.is_cuda:
+            torch.cuda.synchronize()
+        wall.append(1000 * (time.perf_counter() - start))
+        cpu.append(1000 * (time.process_time() - cpu_start))
+    warm = min(3, len(wall) - 1)
+    return torch.stack(outputs), {
+        "ms": statistics.median(wall[warm:]),
+        "ms_fastest": min(wall[warm:]),
+        "CPU_ms": statistics.median(cpu[warm:]),
+    }
+
+
+def endurance(steps: int) -> dict[str, object]:
+    """Growth in bytes, and whether the last of so many steps is what it should be."""
+    if steps <= WARM_UP:
+        raise SystemExit(f"--steps {steps} is no endurance; give more than {WARM_UP}")
+    session = StreamingSession(EndoMamba(3, 3, **TINY))
+    frames, finite, start = torch.randn(16, 1, 3, 16, 16), True, time.process_time()
+    for i in range(steps - 1):
+        logits = session.step(frames[i % len(frames)])
+        if i + 1 == WARM_UP:
+            before = resident_bytes()
+        if i % 1000 == 0:
+            finite = finite and bool(logits.isfinite().all())
+    growth, seconds = resident_bytes() - before, time.process_time() - start
+    with tempfile.TemporaryDirectory() as folder:
+        session.save(Path(folder, "state.safetensors"))
+        fresh = StreamingSession(session.model)
+        fresh.load(Path(folder, "state.safetensors"))
+    last = frames[(steps - 1) % len(frames)]
+    figures = {
+        "steps": steps,
+        "CPU_ms_a_step": 1000 * seconds / (steps - 1),
+        "grown_bytes": growth,
+        "finite": finite,
+        "state_bytes": session.state_bytes,
+        "equals_a_fresh_session": torch.equal(fresh.step(last), session.step(last)),
+        "index": session.index,
+    }
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+    return figures
+
+
+def resident_bytes() -> int:
+    """Of this process, now; Linux only."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()
