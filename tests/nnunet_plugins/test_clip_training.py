@@ -10,6 +10,9 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 
 from nnunet_plugins.clip_augmentation import clip_geometry, frame_blur
 from nnunet_plugins.clip_planner import largest_step
+from nnunet_plugins.memory import training_bytes
+from nnunet_plugins.planners.VivimPlanner import VivimPlanner
+from nnunet_plugins.registry import find_class
 from nnunet_plugins.trainers.VivimTrainer import VivimTrainer
 
 TRAINER = "VivimTrainer_small_2epochs_2iterations"
@@ -52,9 +55,7 @@ def test_plans_keep_time_first_and_whole(video_nnunet):
     assert configuration["architecture"]["network_class_name"].endswith("vivim.Vivim")
 
 
-def test_large_frames_are_shrunk_and_time_is_not(video_nnunet, monkeypatch):
-    from nnunet_plugins.planners.VivimPlanner import VivimPlanner
-
+def test_large_frames_are_shrunk_and_time_is_not():
     planner = VivimPlanner.__new__(VivimPlanner)
     planner.overwrite_target_spacing = None
     planner.dataset_fingerprint = {
@@ -67,6 +68,23 @@ def test_large_frames_are_shrunk_and_time_is_not(video_nnunet, monkeypatch):
     for t in range(7):
         alone = resample(clip[:, t : t + 1], (1, 10, 15), (1, 1, 1), (1, 2, 2), **options)
         assert torch.equal(small[:, t : t + 1], alone)
+
+
+@pytest.mark.parametrize("name", ["VivimPlanner", "EndoMambaPlanner"])
+def test_a_step_of_the_planned_network_fits_the_memory(name):
+    planner = find_class(name).__new__(find_class(name))
+    planner.dataset_json = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"a": 0}}
+    planner.dataset_fingerprint = {"shapes_after_crop": [[3, 64, 64]] * 4}
+    planner.UNet_vram_target_GB = 1.5
+    size, batch_size = planner._largest_step((3, 64, 64))
+
+    def share(clips: int) -> float:
+        used = training_bytes(lambda: planner.build_network(3, 1), (3, *size), clips)
+        return used / (0.85 * 1.5 * 2**30)
+
+    assert size == [3, 64, 64]
+    assert share(batch_size) <= 1.02  # nearly linear in frames, and 15 % are kept free
+    assert share(batch_size + 1) > 1 or batch_size == 8
 
 
 def pipeline(noise: bool = False):
@@ -133,7 +151,7 @@ def test_blur_stays_within_frames():
     assert not blurred[0, 2].any()
 
 
-def test_training_predicts_and_continues(video_nnunet, tmp_path):
+def test_training_validates_and_predicts(video_nnunet, tmp_path):
     video_nnunet.train(TRAINER)
     results = video_nnunet.results(TRAINER)
     summary = json.loads((results / "fold_0/validation/summary.json").read_text())
@@ -149,16 +167,13 @@ def test_training_predicts_and_continues(video_nnunet, tmp_path):
     for image in sorted((video_nnunet.raw / "imagesTr").glob("*_0000.nii.gz")):
         predicted = sitk.ReadImage(str(tmp_path / image.name.replace("_0000", "")))
         assert predicted.GetSize() == sitk.ReadImage(str(image)).GetSize()
-    more = TRAINER.replace("2epochs", "3epochs")
-    video_nnunet.train(
-        more, "-pretrained_weights", str(results / "fold_0" / "checkpoint_final.pth")
-    )
 
 
-def test_the_same_seed_gives_the_same_curve(build_video_trainer):
+@pytest.mark.parametrize("name", [TRAINER, "EndoMambaTrainer_small_2epochs_2iterations"])
+def test_the_same_seed_gives_the_same_curve(build_video_trainer, name):
     curves = []
     for _ in range(2):
-        trainer = build_video_trainer(TRAINER)
+        trainer = build_video_trainer(name)
         trainer.num_val_iterations_per_epoch = 1
         trainer.run_training()
         curves.append([trainer.logger.get_value("train_losses", step=e) for e in range(2)])
