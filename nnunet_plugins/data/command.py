@@ -11,6 +11,7 @@ from nnunet_plugins.data.from_videos import (
     convert_images,
     convert_videos,
     dataset_folder,
+    named_dataset,
 )
 from nnunet_plugins.data.leaks import ALIKE, check_leaks, dataset_of
 from nnunet_plugins.data.masks import LabelScheme
@@ -88,7 +89,10 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 def _add_to_videos(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("predictions", type=Path, help="folder that nnUNetv2_predict wrote")
-    parser.add_argument("--dataset", type=Path, required=True, help="raw dataset trained on")
+    parser.add_argument(
+        "--dataset", type=named_dataset, required=True,
+        help="raw dataset trained on: a folder, or a number or name in nnUNet_raw",
+    )  # fmt: skip
     parser.add_argument("--images", type=Path, help="folder of `images` that was predicted")
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
     parser.add_argument("--fps", type=float, help="of the overlays; the source's if not given")
@@ -96,8 +100,14 @@ def _add_to_videos(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_check_leak(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="raw dataset made from videos, or a splits file")
-    parser.add_argument("--dataset", type=Path, help="raw dataset of a splits file that lies apart")
+    parser.add_argument(
+        "path", type=named_dataset,
+        help="raw dataset made from videos (a folder, or a number or name in nnUNet_raw), or a "
+        "splits file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dataset", type=named_dataset, help="raw dataset of a splits file that lies apart"
+    )
     parser.add_argument(
         "--alike", type=float, default=ALIKE, help=f"correlation of equal pictures ({ALIKE})"
     )

@@ -84,6 +84,15 @@ def convert_images(
         return _write_all(videos, partial, cutting or Cutting(), None)
 
 
+def named_dataset(name: str) -> Path:
+    """The raw dataset that somebody names: a folder, or its number or name in `nnUNet_raw`."""
+    raw = os.environ.get("nnUNet_raw")
+    if Path(name).exists() or not raw:
+        return Path(name)
+    pattern = f"Dataset{int(name):03d}_*" if name.isdecimal() else name
+    return next(iter(sorted(Path(raw).glob(pattern))), Path(name))
+
+
 def dataset_folder(number: int, name: str, raw: Path | None) -> Path:
     """Where a new dataset belongs, `nnUNet_raw/DatasetXXX_Name`.
 

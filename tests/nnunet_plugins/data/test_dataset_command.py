@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.data.from_videos import named_dataset
 
 
 @pytest.mark.parametrize("action", ["from-videos", "images", "to-videos", "check-leak"])
@@ -75,3 +76,12 @@ def test_stock_nnunet_takes_the_dataset_and_its_folds(nnunet, source, capsys):
     assert configuration["spacing"] == [1, 1, 1]
     assert configuration["median_image_size_in_voxels"] == [6.5, 40, 48]
     assert configuration["normalization_schemes"] == 3 * ["RGBTo01Normalization"]
+
+
+def test_datasets_are_named_as_nnunet_names_them(tmp_path, monkeypatch):
+    folder = tmp_path / "raw/Dataset007_Polyps"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    for name in ("7", "007", "Dataset007_Polyps", str(folder)):
+        assert named_dataset(name) == folder
+    assert str(named_dataset("Dataset008_Other")) == "Dataset008_Other"
