@@ -60,6 +60,14 @@ def test_types_and_licence_travel_along(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_bundles_travel_as_templates_without_weights_and_videos(wheel):
+    templates = "nnunet_plugins/bundle/templates"
+    inside = {name.removeprefix(f"{templates}/") for name in wheel.namelist() if templates in name}
+    for bundle in ("hymamba", "vivim"):
+        assert {f"{bundle}/configs/inference.json", f"{bundle}/docs/README.md"} <= inside
+    assert not {"models", "videos", "predictions"} & {name.split("/")[1] for name in inside}
+
+
 def test_the_library_of_this_platform_is_inside(wheel):
     target = native.TARGETS[native.host_target()]
     assert Path(wheel.filename).name.endswith(f"-py3-none-{target.wheel_platform}.whl")

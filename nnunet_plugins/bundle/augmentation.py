@@ -22,9 +22,18 @@ _ANISOTROPY = 3
 
 
 def foreground_patches(
-    plan: Plan, foreground: float = 1 / 3, keys: Sequence[str] = ("image", "label")
+    plan: Plan,
+    foreground: float = 1 / 3,
+    keys: Sequence[str] = ("image", "label"),
+    size: Sequence[int] | None = None,
 ) -> Compose:
     """Cut one patch of the plan's size; so many of them, as a share, centre on foreground.
+
+    Args:
+        plan: The plan.
+        foreground: Share.
+        keys: Image and label.
+        size: Of the patch, if not the plan's.
 
     Raises:
         ValueError: If the plan is 2d, or has regions or an ignore label.
@@ -35,11 +44,12 @@ def foreground_patches(
             "ignore labels with nnUNetv2_train and export the result with mambamed export-bundle"
         )
     image, label = keys
+    size = size or plan.patch_size
     return Compose(
         [
-            SpatialPadd(keys, spatial_size=plan.patch_size),
+            SpatialPadd(keys, spatial_size=size),
             RandCropByPosNegLabeld(
-                keys, label_key=label, spatial_size=plan.patch_size, pos=foreground,
+                keys, label_key=label, spatial_size=size, pos=foreground,
                 neg=1 - foreground, num_samples=1, image_key=image, image_threshold=-math.inf,
             ),
         ]

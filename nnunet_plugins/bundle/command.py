@@ -14,6 +14,7 @@ from ignite.engine import Engine
 
 from nnunet_plugins.bundle.cases import cases_of_fold, images_to_predict
 from nnunet_plugins.bundle.plan import Plan
+from nnunet_plugins.bundle.video import videos_to_segment
 
 MENDABLE = (OSError, ValueError, RuntimeError)
 
@@ -61,6 +62,12 @@ def list_images(folder: str, plan: Plan) -> list[dict]:
     """`images_to_predict`, ending the command if there are none."""
     with one_sentence():
         return images_to_predict(folder, plan)
+
+
+def list_videos(source: str) -> list[dict]:
+    """`videos_to_segment`, ending the command if there are none."""
+    with one_sentence():
+        return videos_to_segment(source)
 
 
 def list_cases(folder: str, plan: Plan, part: str, fold: int | str = 0) -> list[dict]:

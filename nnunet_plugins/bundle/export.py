@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Sequence
@@ -16,14 +15,17 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import Tensor
 
 from nnunet_plugins.bundle.command import first_cause
+from nnunet_plugins.bundle.folders import partial_of, replace_folder
 from nnunet_plugins.bundle.metadata import describe, licence_of
 from nnunet_plugins.bundle.plan import Plan
 from nnunet_plugins.mamba_trainer import MambaTrainer
+from nnunet_plugins.networks import Vivim
 from nnunet_plugins.networks.weights import fit
 
-TEMPLATE = "hymamba"
-"""Bundle of the project that exports start from."""
-RUN_FOLDERS = ("models", "images", "dataset", "predictions", "eval", "runs")
+TEMPLATES: dict[type, str] = {Vivim: "vivim"}
+"""Bundle of the project that exports start from, by the network; that of volumes for others."""
+VOLUMES = "hymamba"
+RUN_FOLDERS = ("models", "images", "videos", "dataset", "predictions", "eval", "runs")
 """Folders of a bundle that hold what a run needs or makes, not the bundle itself."""
 
 
@@ -48,10 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export and print how to use it."""
     bundle = export_bundle(args.results, args.out, args.fold, args.checkpoint, args.overwrite)
+    inference = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
+    source = inference["dataset_dir"].strip("'").rpartition("/")[2].upper()
     print(
         f"{bundle} predicts what nnUNetv2_predict does. Try it:\n"
         f"cd {bundle} && python -m monai.bundle run --config_file configs/inference.json "
-        "--dataset_dir IMAGES --output_dir PREDICTIONS"
+        f"--dataset_dir {source} --output_dir PREDICTIONS"
     )
     return 0
 
@@ -83,24 +87,28 @@ def export_bundle(
     dataset = plan.plans.dataset_name.split("_", 1)[-1]
     out = Path(out or f"{dataset.lower()}_segmentation")
     _check_target(out, overwrite)
-    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = partial_of(out)
     try:
         shutil.copytree(
-            template(), partial, ignore=shutil.ignore_patterns(*RUN_FOLDERS, ".gitignore")
+            template(trained[0]["trainer"]),
+            partial,
+            ignore=shutil.ignore_patterns(*RUN_FOLDERS, ".gitignore"),
         )
         _write_configs(partial, out.name, Path(results), plan, trained)
         _write_weights(partial, trained)
         _write_documents(partial, Path(results), plan, trained, files)
-        _replace(partial, out)
+        replace_folder(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
-def template() -> Path:
+def template(trainer: str) -> Path:
     """The bundle that exports start from: inside an installed package, or of the checkout."""
+    network = getattr(recursive_find_trainer_class_by_name(trainer), "network_class", None)
+    name = TEMPLATES.get(network, VOLUMES)
     here = Path(__file__).parent
-    installed, checkout = here / "templates" / TEMPLATE, here.parents[1] / "bundles" / TEMPLATE
+    installed, checkout = here / "templates" / name, here.parents[1] / "bundles" / name
     return installed if installed.is_dir() else checkout
 
 
@@ -249,24 +257,10 @@ def _write_documents(
 ) -> None:
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
     folds = [file.parent for file in files]
-    metadata |= describe(plan, trained[0]["trainer"], trained[0]["configuration"], folds)
+    packages = list(metadata["required_packages_version"])
+    metadata |= describe(plan, trained[0]["trainer"], trained[0]["configuration"], folds, packages)
     write_json(bundle / "configs" / "metadata.json", metadata)
     (bundle / "docs" / "data_license.txt").write_text(licence_of(plan), encoding="utf-8")
-
-
-def _replace(partial: Path, out: Path) -> None:
-    """Put the finished folder in its place; an old one goes when the new one is there."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    old = partial.with_suffix(".old")
-    if out.exists():
-        out.rename(old)
-    try:
-        partial.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(file: Path, content: Any) -> None:

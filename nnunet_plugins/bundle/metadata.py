@@ -8,12 +8,13 @@ from typing import Any
 
 from nnunet_plugins.bundle.plan import Plan
 
-PACKAGES = ("mambamed", "nnunetv2", "pytorch-ignite", "nibabel", "SimpleITK")
-"""What a bundle needs beside MONAI."""
-
 
 def describe(
-    plan: Plan, trainer: str, configuration: str, folds: Sequence[Path] = ()
+    plan: Plan,
+    trainer: str,
+    configuration: str,
+    folds: Sequence[Path],
+    packages: Sequence[str],
 ) -> dict[str, Any]:
     """Entries of metadata.json that depend on the training.
 
@@ -22,6 +23,7 @@ def describe(
         trainer: Name of its trainer, options included.
         configuration: Of the plan.
         folds: Folders of the folds, whose validation scores are quoted if they have any.
+        packages: What the bundle needs beside MONAI.
     """
     name = plan.plans.dataset_name
     which = ", ".join(fold.name.removeprefix("fold_") for fold in folds) or "none yet"
@@ -29,7 +31,7 @@ def describe(
         "monai_version": _release("monai"),
         "pytorch_version": _release("torch"),
         "numpy_version": _release("numpy"),
-        "required_packages_version": {package: _release(package) for package in PACKAGES},
+        "required_packages_version": {package: _release(package) for package in packages},
         "task": f"Segmentation of {', '.join(plan.foreground)}",
         "description": f"nnU-Net {configuration} on {name} by {trainer}, folds: {which}. "
         "Preprocessing, sliding window and export are nnU-Net's own for the plans inside.",

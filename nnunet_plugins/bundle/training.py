@@ -16,7 +16,7 @@ from nnunet_plugins.networks.weights import fit
 logger = logging.getLogger(__name__)
 
 HEADS = "decoder.seg_layers."
-"""Where the parameters begin that depend on the classes."""
+"""Where the parameters begin that depend on the classes, in nnU-Net's decoder and in Vivim's."""
 
 
 class Pretrained:

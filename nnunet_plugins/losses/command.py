@@ -24,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=usual.seed, help="of weights and shapes")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps, ...")
     parser.add_argument("--picture", type=Path, help="PNG of held-out pairs, aligned by the result")
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, write, and print how accurate the regressor is."""
     for file in filter(None, (args.out, args.picture)):
-        if file.exists() and not args.force:
-            raise FileExistsError(f"{file} exists; name another file, or replace it with --force")
+        if file.exists() and not args.overwrite:
+            raise FileExistsError(f"{file} exists; name another, or replace it with --overwrite")
     options = AffineTraining(args.patch, args.steps, args.batch, seed=args.seed)
     with tqdm(total=options.steps, desc="Training", unit="step") as bar:
         shown = 0.0

@@ -47,7 +47,7 @@ MAMBA, OUR_MAMBA = r"encoder\.stages\.(\d+)\.(\d+)\.0\.", "encoder.stages.{0}.ma
 VIVIM_NAMES = (
     (MAMBA + r"mlp\.dwconv\.dwconv\.", OUR_MAMBA + "mlp.dwconv."),
     (MAMBA, OUR_MAMBA),
-    (r"out\.", "decoder.classify."),
+    (r"out\.", "decoder.seg_layers.0."),
     (r"edgeocr_cls_head\.", "boundary.layers.0."),
     *SEGFORMER_NAMES,
 )

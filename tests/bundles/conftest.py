@@ -1,6 +1,7 @@
-"""nnU-Net results made up in seconds: real plans cut small, random weights, images of blobs."""
+"""nnU-Net results made up in seconds: real plans cut small, random weights, blobs in images."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,18 @@ import torch
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "bundles" / "hymamba"
 TRAINER = "HyMambaTrainer_small_1epochs"
+VIDEO_TEMPLATE = ROOT / "bundles" / "vivim"
+VIDEO_TRAINER = "VivimTrainer_small_1epochs"
+
+
+@pytest.fixture(autouse=True)
+def _logging():
+    """A bundle's run sets the root logger up; put it back."""
+    root = logging.getLogger()
+    before = root.level, root.handlers[:]
+    yield
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
 
 
 def small_plans() -> dict:
@@ -30,16 +43,53 @@ def small_plans() -> dict:
     return plans
 
 
+def write_results(
+    results: Path,
+    trainer: str,
+    plans: dict,
+    dataset: dict,
+    folds: tuple,
+    centre: Callable[[torch.nn.Module], None] = lambda network: None,
+) -> Path:
+    """A results folder of a trainer as nnU-Net writes it, its weights drawn from the fold."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_plugins.bundle.export import recursive_find_trainer_class_by_name
+
+    manager = PlansManager(plans)
+    cls = recursive_find_trainer_class_by_name(trainer)
+    channels, classes = len(dataset["channel_names"]), len(dataset["labels"])
+    for index, fold in enumerate(folds):
+        torch.manual_seed(index)
+        network = cls.build_network_architecture(
+            manager, manager.get_configuration("3d_fullres"), channels, classes, False
+        )
+        with torch.no_grad():  # heads loud enough to paint every class somewhere
+            for name, parameter in network.named_parameters():
+                if "seg_layers" in name and parameter.ndim > 1:
+                    parameter.mul_(20)
+        centre(network)
+        checkpoint = {
+            "network_weights": network.state_dict(),
+            "optimizer_state": {},
+            "logging": {"mean_fg_dice": [np.float32(0.5), np.float64(0.6)]},
+            "_best_ema": np.float64(0.6),
+            "init_args": {"configuration": "3d_fullres", "device": torch.device("cpu")},
+            "trainer_name": trainer,
+            "inference_allowed_mirroring_axes": (1, 2),
+        }
+        (results / f"fold_{fold}").mkdir(parents=True)
+        torch.save(checkpoint, results / f"fold_{fold}/checkpoint_final.pth")
+    (results / "plans.json").write_text(json.dumps(plans))
+    (results / "dataset.json").write_text(json.dumps(dataset))
+    return results
+
+
 @pytest.fixture
 def make_results(tmp_path) -> Callable[..., Path]:
-    """Write a results folder of a trainer as nnU-Net does, its weights drawn from the fold."""
+    """Results of a trainer of volumes."""
 
     def make(trainer: str = TRAINER, folds: tuple = (0,), channels: int = 1) -> Path:
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-        from nnunet_plugins.bundle.export import recursive_find_trainer_class_by_name
-
-        results = tmp_path / "results/Dataset901_Tiny" / f"{trainer}__nnUNetPlans__3d_fullres"
         plans = small_plans()
         schemes = plans["configurations"]["3d_fullres"]
         schemes["normalization_schemes"] = ["ZScoreNormalization"] * channels
@@ -50,33 +100,80 @@ def make_results(tmp_path) -> Callable[..., Path]:
             "numTraining": 5,
             "file_ending": ".nii.gz",
         }
-        manager = PlansManager(plans)
-        cls = recursive_find_trainer_class_by_name(trainer)
-        for index, fold in enumerate(folds):
-            torch.manual_seed(index)
-            network = cls.build_network_architecture(
-                manager, manager.get_configuration("3d_fullres"), channels, 3, False
-            )
-            with torch.no_grad():  # heads loud enough to paint every class somewhere
-                for name, parameter in network.named_parameters():
-                    if "seg_layers" in name and parameter.ndim > 1:
-                        parameter.mul_(20)
-            checkpoint = {
-                "network_weights": network.state_dict(),
-                "optimizer_state": {},
-                "logging": {"mean_fg_dice": [np.float32(0.5), np.float64(0.6)]},
-                "_best_ema": np.float64(0.6),
-                "init_args": {"configuration": "3d_fullres", "device": torch.device("cpu")},
-                "trainer_name": trainer,
-                "inference_allowed_mirroring_axes": (1, 2),
-            }
-            (results / f"fold_{fold}").mkdir(parents=True)
-            torch.save(checkpoint, results / f"fold_{fold}/checkpoint_final.pth")
-        (results / "plans.json").write_text(json.dumps(plans))
-        (results / "dataset.json").write_text(json.dumps(dataset))
-        return results
+        results = tmp_path / "results/Dataset901_Tiny" / f"{trainer}__nnUNetPlans__3d_fullres"
+        return write_results(results, trainer, plans, dataset, folds)
 
     return make
+
+
+@pytest.fixture
+def make_video_results(tmp_path) -> Callable[..., Path]:
+    """Results of a trainer of video: clips of four frames of 32 x 64 pixels, two classes."""
+
+    def make(spacing: float = 1.0, folds: tuple = (0,)) -> Path:
+        plans = json.loads((VIDEO_TEMPLATE / "configs/plans.json").read_text())
+        plans["configurations"]["3d_fullres"] |= {
+            "patch_size": [4, 32, 64],
+            "spacing": [1.0, spacing, spacing],
+        }
+        dataset = {
+            "channel_names": {str(i): "rgb_to_0_1" for i in range(3)},
+            "labels": {"background": 0, "polyp": 1, "tool": 2},
+            "numTraining": 5,
+            "file_ending": ".nii.gz",
+        }
+        name = f"{VIDEO_TRAINER}__nnUNetVivimPlans__3d_fullres"
+        results = tmp_path / "results/Dataset902_Video" / name
+        return write_results(results, VIDEO_TRAINER, plans, dataset, folds, centre)
+
+    return make
+
+
+@torch.no_grad()
+def centre(network: torch.nn.Module) -> None:
+    """Give a video network logits of mean zero, so that each class wins somewhere."""
+    clip = torch.from_numpy(draw_frames(9, 4)[0]).permute(3, 0, 1, 2)[None] / 255
+    mean = network.eval()(clip).mean((0, 2, 3, 4))
+    network.decoder.seg_layers[0].bias -= mean
+
+
+def draw_frames(seed: int, frames: int, size: tuple[int, int] = (32, 64)) -> tuple:
+    """Frames (t, h, w, 3) of a disc in a disc that moves over noise, and their classes."""
+    rng = np.random.default_rng(seed)
+    y, x = np.indices(size)
+    ground = rng.integers(20, 120, (*size, 3))
+    pictures, labels = [], []
+    for t in range(frames):
+        distance = np.hypot(y - size[0] / 2 - t % 3, x - 20 - 2 * (t % 9))
+        labels.append((distance < 10).astype(np.uint8) + (distance < 5))
+        pictures.append(ground + 60 * labels[-1][..., None])
+    return np.stack(pictures).astype(np.uint8), np.stack(labels).astype(np.uint8)
+
+
+@pytest.fixture
+def draw() -> Callable[..., tuple]:
+    """`draw_frames`."""
+    return draw_frames
+
+
+@pytest.fixture
+def raw_videos(tmp_path) -> Path:
+    """An nnU-Net raw dataset of five videos of six frames."""
+    from PIL import Image
+
+    from nnunet_plugins.data import LabelScheme, convert_videos, find_videos
+
+    for seed in range(5):
+        pictures, labels = draw_frames(seed, 6)
+        for kind, arrays in (("frames", pictures), ("masks", labels)):
+            folder = tmp_path / f"source/video_{seed}" / kind
+            folder.mkdir(parents=True)
+            for number, array in enumerate(arrays):
+                Image.fromarray(array).save(folder / f"{number:03d}.png")
+    dataset = tmp_path / "raw/Dataset902_Video"
+    scheme = LabelScheme(("polyp", "tool"))
+    convert_videos(find_videos(tmp_path / "source"), dataset, scheme=scheme)
+    return dataset
 
 
 def write_volume(file: Path, array: np.ndarray) -> None:

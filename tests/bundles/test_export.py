@@ -14,10 +14,14 @@ from nnunet_plugins.bundle.plan import Plan
 from nnunet_plugins.cli import main
 
 
-def predict_with_nnunet(results: Path, images: Path, out: Path, folds: tuple, tta: bool) -> None:
+def predict_with_nnunet(
+    results: Path, images: Path, out: Path, folds: tuple, tta: bool, gaussian: bool = True
+) -> None:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    predictor = nnUNetPredictor(use_mirroring=tta, device=torch.device("cpu"), allow_tqdm=False)
+    predictor = nnUNetPredictor(
+        use_gaussian=gaussian, use_mirroring=tta, device=torch.device("cpu"), allow_tqdm=False
+    )
     predictor.initialize_from_trained_model_folder(str(results), folds)
     out.mkdir()
     predictor.predict_from_files_sequential(str(images), str(out))

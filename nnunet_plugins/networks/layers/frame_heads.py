@@ -57,7 +57,7 @@ class SegFormerDecoder(nn.Module):
         self.fuse = nn.Conv2d(len(widths) * width, width, 1, bias=False)
         self.norm = NORMS[norm](width)
         self.dropout = nn.Dropout(dropout)
-        self.classify = nn.Conv2d(width, num_classes, 1)
+        self.seg_layers = nn.ModuleList([nn.Conv2d(width, num_classes, 1)])
 
     def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor | list[Tensor]:
         """One (b, c_s, t, h_s, w_s) a stage -> (b, k, t, h, w) for size (h, w).
@@ -77,7 +77,7 @@ class SegFormerDecoder(nn.Module):
     def _classified(self, features: Sequence[Tensor]) -> Tensor:
         """One (b, c_s, t, h_s, w_s) a stage -> logits (b, k, t, h_0, w_0)."""
         fused = F.relu(self.norm(self.fused(features)))
-        return _to_clip(self.classify(self.dropout(fused)), len(features[0]))
+        return _to_clip(self.seg_layers[0](self.dropout(fused)), len(features[0]))
 
     def fused(self, features: Sequence[Tensor]) -> Tensor:
         """One (b, c_s, t, h_s, w_s) a stage -> (b * t, c, h_0, w_0), before norm."""

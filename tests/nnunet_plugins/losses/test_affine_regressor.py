@@ -148,9 +148,9 @@ def test_the_command_writes_a_regressor_and_a_picture_and_keeps_what_is_there(tm
 
     before = out.read_bytes()
     assert main([*command, "--steps", "4"]) == 1
-    assert "replace it with --force" in capsys.readouterr().err
+    assert "replace it with --overwrite" in capsys.readouterr().err
     assert out.read_bytes() == before
-    assert main([*command, "--steps", "4", "--force"]) == 0
+    assert main([*command, "--steps", "4", "--overwrite"]) == 0
     assert load_notes(out)["steps"] == 4
 
 

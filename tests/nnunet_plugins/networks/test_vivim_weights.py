@@ -4,12 +4,15 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nnunet_plugins.cli import main
 from nnunet_plugins.networks import Vivim
 from nnunet_plugins.networks.released import vivim_from_released
 from nnunet_plugins.networks.released_vivim import load_segformer
+from nnunet_plugins.segformer_weights import DEVIATION, MEAN, vivim_weights
+from nnunet_plugins.trainers.VivimTrainer import VivimTrainer
 
 SEGFORMER = "encoder.downsample_layers."
 
@@ -36,13 +39,15 @@ def segformer(released) -> dict[str, Tensor]:
     return encoder | decoder
 
 
+SIZES = {
+    "features_per_stage": (16, 32, 40, 64),
+    "blocks_per_stage": (2, 1, 1, 1),
+    "decoder_width": 48,
+}
+
+
 def new_network(channels: int = 3, **options) -> Vivim:
-    sizes = {
-        "features_per_stage": (16, 32, 40, 64),
-        "blocks_per_stage": (2, 1, 1, 1),
-        "decoder_width": 48,
-    }
-    return Vivim(channels, 2, **sizes | options).eval()
+    return Vivim(channels, 2, **SIZES | options).eval()
 
 
 def test_sizes_come_from_the_shapes(released):
@@ -103,7 +108,7 @@ def test_segformer_gives_its_blocks_and_its_decoder(segformer, released):
     new = load_segformer(network, segformer)
     whole = vivim_from_released(released)
     own, theirs = network.state_dict(), whole.state_dict()
-    assert all(".mamba." in name or name.startswith("decoder.classify") for name in new)
+    assert all(".mamba." in name or name.startswith("decoder.seg_layers") for name in new)
     assert set(own) == set(new) | {name for name in own if torch.equal(own[name], theirs[name])}
 
 
@@ -157,3 +162,35 @@ def test_a_segformer_that_does_not_fit_changes_nothing(segformer, spoil, message
     with pytest.raises(ValueError, match=message):
         load_segformer(network, spoiled)
     assert all(torch.equal(before[name], x) for name, x in network.state_dict().items())
+
+
+def test_nnunet_starts_from_a_segformer_and_sees_what_it_saw(segformer, tmp_path, monkeypatch):
+    monkeypatch.setattr(VivimTrainer, "network_options", SIZES)
+    folder, out = tmp_path / "segformer", tmp_path / "weights.pth"
+    folder.mkdir()
+    save_file(segformer, folder / "model.safetensors")
+    assert main(["segformer-weights", str(folder), "--out", str(out)]) == 0
+    network = Vivim(3, 5, **SIZES)  # nnU-Net leaves out what is called seg_layers
+    heads = {name: x for name, x in network.state_dict().items() if ".seg_layers." in name}
+    network.load_state_dict(torch.load(out, weights_only=True)["network_weights"] | heads)
+    taught = new_network()
+    load_segformer(taught, segformer)
+    image, shape = torch.rand(1, 3, 64, 64), (1, 3, 1, 1)
+    normalised = (image - torch.tensor(MEAN).view(shape)) / torch.tensor(DEVIATION).view(shape)
+    ours, theirs = (
+        n.encoder.stages[0].embed.proj(x)[..., 2:-2, 2:-2]
+        for n, x in ((network, image), (taught, normalised))
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    grey, _ = vivim_weights(folder, channels=1)
+    assert grey["encoder.stages.0.embed.proj.weight"].shape[1] == 1
+
+
+def test_what_is_no_segformer_or_no_vivim_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="trains no Vivim"):
+        vivim_weights(tmp_path, "HyMambaTrainer")
+    with pytest.raises(FileNotFoundError):
+        vivim_weights(tmp_path / "none.safetensors")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="not known in a SegFormer"):
+        vivim_weights(tmp_path / "a.pt", "VivimTrainer_b0")
