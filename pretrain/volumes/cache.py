@@ -1,19 +1,17 @@
 """Prepared volumes on disk: written once, then mapped into memory by every process."""
 
-import errno
 import hashlib
 import json
 import os
-import shutil
-import uuid
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.entries import publish
 from pretrain.volumes.first_pass import Kept, LeftOut, identity
 from pretrain.volumes.preparation import Preparation, Prepared, prepare
 from pretrain.volumes.reading import UnusableScan, read_channels
@@ -71,38 +69,17 @@ class VolumeCache:
             )
         except UnusableScan as error:
             record = json.dumps({"scan": str(kept.scan), "reason": str(error)})
-            if self._publish(entry, {LEFT_OUT: lambda file: _write_text(file, record)}):
+            if publish(entry, {LEFT_OUT: lambda file: _write_text(file, record)}):
                 warnings.warn(f"{kept.scan} is left out: {error}", stacklevel=2)
             return
         volume = np.ascontiguousarray(prepared.volume, dtype=self.preparation.dtype)
-        self._publish(
+        publish(
             entry,
             {
                 "foreground.npy": lambda file: _write_array(file, prepared.foreground),
                 "volume.npy": lambda file: _write_array(file, volume),
             },
         )
-
-    def _publish(self, entry: Path, files: dict[str, Callable[[Path], None]]) -> bool:
-        """Write an entry beside its place, then move it there; False if another came first."""
-        draft = entry.with_name(f".{entry.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            draft.mkdir(parents=True)
-            for name, write in files.items():
-                write(draft / name)
-            os.rename(draft, entry)
-        except OSError as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                return False
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(
-                    error.errno,
-                    "the disk of the cache is full; free space there, or name another folder",
-                    str(self.folder),
-                ) from error
-            raise
-        return True
 
 
 def _reason(entry: Path) -> str | None:

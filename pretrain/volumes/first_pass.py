@@ -1,7 +1,5 @@
 """The first pass over all scans: what can be learned from, what is left out and why."""
 
-import hashlib
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +8,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from pretrain.fingerprints import content_of, digest, identity_of
 from pretrain.volumes.preparation import Preparation
 from pretrain.volumes.reading import (
     Size,
@@ -22,8 +21,6 @@ from pretrain.volumes.scans import Scan
 
 NAMED = 10
 """So many bad files are named in an error."""
-END = 4096
-"""Bytes at either end of a file that its content is known by; .gz ends with a check sum."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Findings:
             [os.path.relpath(kept.scan.path, top), kept.content, kept.scan.series, kept.scan.weight]
             for kept in self.kept
         ]
-        return _digest([scans, self.preparation.plain()])
+        return digest([scans, self.preparation.plain()])
 
 
 def first_pass(
@@ -149,8 +146,7 @@ def describe(findings: Findings) -> dict[str, Any]:
 
 def identity(scan: Scan) -> str:
     """Digest of the paths, sizes and times of change of a scan's files."""
-    stats = [(file, os.stat(file)) for file in scan.files]
-    return _digest([[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats])
+    return identity_of(scan.files)
 
 
 def _look(scan: Scan, preparation: Preparation, voxels: bool) -> Kept | LeftOut:
@@ -159,24 +155,8 @@ def _look(scan: Scan, preparation: Preparation, voxels: bool) -> Kept | LeftOut:
             read_channels(scan, preparation.channels)
         shape, spacing = preparation.shape_of(read_geometry(scan, preparation.channels))
         check_size(shape, spacing)
-        return Kept(scan, identity(scan), _content(scan), shape)
+        return Kept(scan, identity(scan), content_of(scan.files), shape)
     except UnusableScan as error:
         return LeftOut(scan, str(error))
     except OSError as error:
         return LeftOut(scan, f"it cannot be read: {error.strerror}")
-
-
-def _content(scan: Scan) -> str:
-    parts: list[Any] = []
-    for file in scan.files:
-        size = os.path.getsize(file)
-        with open(file, "rb") as stream:
-            ends = stream.read(END)
-            stream.seek(max(0, size - END))
-            ends += stream.read(END)
-        parts.append([size, hashlib.sha256(ends).hexdigest()])
-    return _digest(parts)
-
-
-def _digest(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,19 +1,16 @@
 """Which scans there are: a folder looked through to its bottom, or a list of files."""
 
-import csv
-import json
-import math
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import SimpleITK as sitk
 
+from pretrain.manifests import MANIFESTS, positive, read_entries
+
 VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-MANIFESTS = (".json", ".csv", ".txt")
 LABELS = ("labelsTr", "labelsTs")
 """nnU-Net's folders of label maps, which are no scans."""
 
@@ -116,44 +113,10 @@ def _series(folder: str) -> Iterator[Scan]:
 
 
 def _read_manifest(manifest: Path) -> Iterator[Scan]:
-    for entry in _entries(manifest):
+    for entry in read_entries(manifest, "scans"):
         path = manifest.parent / str(entry["path"])
-        weight = _weight(entry, manifest)
+        weight = positive(entry, "weight", manifest) or 1.0
         found = [scan for scan in _expand(path) if entry.get("series", scan.series) == scan.series]
         if not found:
             raise ValueError(f"{manifest} lists {path}, which holds no scan; correct the entry")
         yield from (replace(scan, weight=weight) for scan in found)
-
-
-def _entries(manifest: Path) -> list[dict[str, Any]]:
-    text = manifest.read_text(encoding="utf-8-sig")
-    entries: Any
-    if manifest.suffix == ".txt":
-        entries = [line.strip() for line in text.splitlines() if line.strip()]
-    elif manifest.suffix == ".csv":
-        entries = list(csv.DictReader(text.splitlines()))
-    else:
-        try:
-            entries = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{manifest} is no JSON: {error}") from error
-        entries = entries.get("scans") if isinstance(entries, dict) else entries
-    if not isinstance(entries, list):
-        raise ValueError(f'{manifest} holds no list of scans; give [...] or {{"scans": [...]}}')
-    entries = [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
-    if not all(isinstance(entry, dict) and entry.get("path") for entry in entries):
-        raise ValueError(f"{manifest} has an entry without a path; name the column or key `path`")
-    return entries
-
-
-def _weight(entry: dict[str, Any], manifest: Path) -> float:
-    try:
-        weight = float(entry.get("weight") or 1.0)
-    except (TypeError, ValueError):
-        weight = math.nan
-    if not 0 < weight < math.inf:
-        raise ValueError(
-            f"{manifest} gives {entry['path']} the weight {entry['weight']!r}; "
-            "weights are positive numbers"
-        )
-    return weight
