@@ -12,6 +12,9 @@ COMMANDS = {
     "check": ("nnunet_plugins.check", "find unreadable, non-finite and mismatched training cases"),
     "export-bundle": ("nnunet_plugins.bundle.export", "turn nnU-Net results into a MONAI bundle"),
     "evaluate": ("nnunet_plugins.evaluation.command", "score predicted videos against their masks"),
+    "stream": ("nnunet_plugins.stream.command", "a video or camera through a network as it comes"),
+    "export-step": ("nnunet_plugins.stream.export", "write a network's step as ONNX or PT2 file"),
+    "segformer-weights": ("nnunet_plugins.segformer_weights", "start Vivim from SegFormer"),
     "affine-regressor": ("nnunet_plugins.losses.command", "train what the affine constraint asks"),
 }
 """Name of a command: the module with its `add_arguments` and `run`, and what it does."""
@@ -22,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="mambamed",
-        description="Mamba networks for medical volumes, in unmodified nnU-Net v2.",
+        description="Mamba networks for medical volumes and video, in unmodified nnU-Net v2.",
         epilog="Training and prediction are nnU-Net's own commands: nnUNetv2_train DATASET "
         "3d_fullres 0 -tr HyMambaTrainer.",
     )

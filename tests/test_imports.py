@@ -20,6 +20,13 @@ MAY_NOT_IMPORT = {
     "nnunet_plugins/losses": {"nnunet_plugins.trainers", "pretrain", "monai", "nnunetv2"},
     "nnunet_plugins/trainers": {"pretrain", "nnunet_plugins.demo", "nnunet_plugins.cli"},
     "nnunet_plugins/bundle": {"pretrain", "nnunet_plugins.demo", "nnunet_plugins.cli"},
+    "nnunet_plugins/stream": {
+        "pretrain",
+        "nnunet_plugins.trainers",
+        "nnunet_plugins.demo",
+        "nnunet_plugins.cli",
+    },
+    "nnunet_plugins/data": {"pretrain", "nnunet_plugins.trainers", "nnunet_plugins.bundle"},
     "nnunet_plugins/planners": {"pretrain", "nnunet_plugins.demo", "nnunet_plugins.trainers"},
     "pretrain": {"nnunet_plugins.trainers", "nnunet_plugins.demo", "nnunetv2"},
 }

@@ -1,11 +1,13 @@
 """Streaming with EndoMamba: milliseconds a frame, and whether a long stream grows or drifts.
 
-python tests/benchmarks/bench_streaming.py [--size small] [--side 224] [--dtypes float32 bfloat16]
-    [--head backbone] [--frames 30] [--threads 1] [--json FILE]
+python tests/benchmarks/bench_streaming.py [--size small] [--side 224] [--head backbone]
+    [--modes plain float32 mixed bfloat16] [--frames 30] [--threads 1] [--json FILE]
 python tests/benchmarks/bench_streaming.py --steps 1000000
 
-The first form times single frames of a stream of batch 1, each as a session sees it, and compares
-what comes out with float32. The second runs a net of 1 + 1 layers and 8 channels on 16 x 16 frames
+The first form times single frames of a stream of batch 1, each as a session sees it: the network as
+it was built (plain), and as `mambamed stream` prepares it (float32, mixed, bfloat16). Modes take
+turns with each frame, so that what else a machine does is shared fairly, and outputs are compared
+with plain ones. The second runs a net of 1 + 1 layers and 8 channels on 16 x 16 frames
 for so many steps. It reports how much the process grew after the first thousand, whether all is
 finite, and whether the last step equals that of a fresh session that loads the state before it.
 CPU milliseconds are those of all threads, which a busy machine does not stretch.
@@ -13,6 +15,7 @@ CPU milliseconds are those of all threads, which a busy machine does not stretch
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -25,6 +28,8 @@ from torch import Tensor, nn
 from nnunet_plugins.doctor import machine
 from nnunet_plugins.networks import EndoMamba, EndoMambaBackbone
 from nnunet_plugins.networks.endomamba import SIZES
+from nnunet_plugins.stream.memory import keep_freed_memory
+from nnunet_plugins.stream.packing import prepared
 from nnunet_plugins.streaming import StreamingSession
 
 TINY = {"d_model": 8, "depth": 2, "image_size": (16, 16), "patch_size": 16, "head": "phase"}
@@ -36,7 +41,7 @@ def main() -> None:
     parser.add_argument("--size", default="small", choices=list(SIZES))
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--head", default="backbone", choices=["backbone", "segmentation", "phase"])
-    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--modes", nargs="*", default=["float32", "mixed", "bfloat16"])
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
@@ -53,20 +58,23 @@ def main() -> None:
 
 
 def speed(args: argparse.Namespace) -> dict[str, object]:
-    """Milliseconds a frame for each dtype, and how far the outputs are from float32's."""
-    network = build(args.head, args.size, args.side)
-    clip = torch.randn(1, 3, args.frames, args.side, args.side)
+    """Milliseconds a frame in each mode, and how far the outputs are from the plain network's."""
+    keep_freed_memory()
     device = torch.device(args.device)
+    clip = torch.randn(1, 3, args.frames, args.side, args.side, device=device)
     print(f"EndoMamba-{args.size}, {args.head}, {args.side}^2, batch 1, {args.threads} threads")
-    exact, figures = None, {}
-    for dtype in ["float32", *(d for d in args.dtypes if d != "float32")]:
-        session = StreamingSession(network.to(device, getattr(torch, dtype)))
-        outputs, row = timed(session, clip.to(device))
-        exact = outputs if exact is None else exact
-        row["difference"] = float((outputs - exact).norm() / exact.norm())
-        figures[dtype] = row
-        print(f"{dtype:<10}" + "".join(f"{value:>12.4g} {unit}" for unit, value in row.items()))
-    print(f"state: {session.state_bytes} bytes a stream")
+    sessions = {}
+    for mode in ["plain", *(mode for mode in args.modes if mode != "plain")]:
+        torch.manual_seed(0)
+        network = build(args.head, args.size, args.side).to(device)
+        network = network if mode == "plain" else prepared(network, mode, device)
+        sessions[mode] = StreamingSession(network)
+    outputs, figures = timed(sessions, clip)
+    for mode, row in figures.items():
+        exact = outputs["plain"]
+        row["difference"] = float((outputs[mode] - exact).norm() / exact.norm())
+        print(f"{mode:<10}" + "".join(f"{value:>12.4g} {unit}" for unit, value in row.items()))
+    print(f"state: {sessions['plain'].state_bytes} bytes a stream")
     return figures
 
 
@@ -77,22 +85,30 @@ def build(head: str, size: str, side: int) -> nn.Module:
     return EndoMamba(3, 2, head=head, **sizes)
 
 
-def timed(session: StreamingSession, clip: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Outputs of all frames, and medians over them but for the first few."""
-    outputs, wall, cpu = [], [], []
+def timed(
+    sessions: dict[str, StreamingSession], clip: Tensor
+) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+    """Outputs of all frames, and figures over them but for the first few."""
+    outputs, wall, cpu = ({mode: [] for mode in sessions} for _ in range(3))
     for frame in clip.unbind(2):
-        start, cpu_start = time.perf_counter(), time.process_time()
-        outputs.append(session.step(frame).float())
-        if clip.is_cuda:
-            torch.cuda.synchronize()
-        wall.append(1000 * (time.perf_counter() - start))
-        cpu.append(1000 * (time.process_time() - cpu_start))
-    warm = min(3, len(wall) - 1)
-    return torch.stack(outputs), {
-        "ms": statistics.median(wall[warm:]),
-        "ms_fastest": min(wall[warm:]),
-        "CPU_ms": statistics.median(cpu[warm:]),
+        for mode, session in sessions.items():
+            start, cpu_start = time.perf_counter(), time.process_time()
+            outputs[mode].append(session.step(frame).float())
+            if clip.is_cuda:
+                torch.cuda.synchronize()
+            wall[mode].append(1000 * (time.perf_counter() - start))
+            cpu[mode].append(1000 * (time.process_time() - cpu_start))
+    warm = min(3, clip.shape[2] - 1)
+    figures = {
+        mode: {
+            "ms": statistics.median(wall[mode][warm:]),
+            "ms_p99": sorted(wall[mode][warm:])[math.ceil(0.99 * (len(clip[0, 0]) - warm)) - 1],
+            "ms_fastest": min(wall[mode]),
+            "CPU_ms": statistics.median(cpu[mode][warm:]),
+        }
+        for mode in sessions
     }
+    return {mode: torch.stack(frames) for mode, frames in outputs.items()}, figures
 
 
 def endurance(steps: int) -> dict[str, object]:

@@ -1,0 +1,65 @@
+"""Networks prepared for streaming answer as before, to the rounding that their mode promises."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nnunet_plugins.networks import EndoMamba
+from nnunet_plugins.stream.packing import PackedLinear, prepared
+from nnunet_plugins.streaming import StreamingSession
+from tests.nnunet_plugins.stream.conftest import ROOT
+
+CPU = torch.device("cpu")
+LIMITS = {"float32": 1e-5, "mixed": 5e-3, "bfloat16": 5e-2}
+SIZES = {"d_model": 192, "depth": 4, "image_size": (32, 48), "patch_size": 16}
+
+if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    LIMITS.pop("mixed")
+
+
+def build() -> EndoMamba:
+    torch.manual_seed(0)
+    return EndoMamba(3, 4, head="phase", **SIZES).eval()
+
+
+@pytest.mark.parametrize("mode", LIMITS)
+def test_answers_differ_by_rounding_alone(mode):
+    clip, exact = torch.rand(1, 3, 4, 32, 48), StreamingSession(build())
+    session = StreamingSession(prepared(build(), mode, CPU))
+    packed = [m for m in session.model.modules() if isinstance(m, PackedLinear)]
+    assert len(packed) == (0 if mode == "bfloat16" else 8)
+    for frame in clip.unbind(2):
+        ours, wanted = session.step(frame).float(), exact.step(frame)
+        assert (ours - wanted).norm() < LIMITS[mode] * wanted.norm()
+        assert mode == "float32" or not torch.equal(ours, wanted)
+
+
+def test_a_state_goes_from_a_packed_network_to_a_plain_one(tmp_path):
+    frame, path = torch.rand(1, 3, 32, 48), tmp_path / "state.safetensors"
+    packed, plain = StreamingSession(prepared(build(), "float32", CPU)), StreamingSession(build())
+    packed.step(frame)
+    packed.save(path)
+    plain.load(path)
+    torch.testing.assert_close(plain.step(frame), packed.step(frame), rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_arithmetic_is_refused():
+    with pytest.raises(ValueError, match="unknown arithmetic 'int8'; use one of float32"):
+        prepared(build(), "int8", CPU)
+
+
+def test_mixed_is_refused_where_it_cannot_be_done(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="need a CPU with AVX-512 and oneDNN; use float32"):
+        prepared(build(), "mixed", CPU)
+
+
+TOLD = "from nnunet_plugins.stream.memory import keep_freed_memory as k; raise SystemExit(not k())"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_glibc_takes_all_that_it_is_told_about_freed_memory():
+    assert subprocess.run([sys.executable, "-c", TOLD], cwd=ROOT).returncode == 0
