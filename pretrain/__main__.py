@@ -6,6 +6,11 @@ from importlib import import_module
 
 COMMANDS = {
     "mambamim": ("pretrain.commands.mambamim", "pretrain on unlabelled volumes"),
+    "endomamba": ("pretrain.commands.endomamba", "pretrain on unlabelled videos"),
+    "teacher-features": (
+        "pretrain.commands.teacher_features",
+        "compute the features of a teacher once and keep them on disk",
+    ),
     "export": ("pretrain.commands.export", "hand pretrained weights to nnU-Net or to a bundle"),
     "label-efficiency": (
         "pretrain.commands.label_efficiency",

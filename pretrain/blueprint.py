@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from nnunet_plugins import networks
+from nnunet_plugins.networks.endomamba import SMALL
 from nnunet_plugins.networks.hymamba import PAPER_WIDTHS, SMALL_WIDTHS, stage_widths
 from pretrain.plan import Plan
 
@@ -20,6 +21,15 @@ NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "vanilla_mamba": ("VanillaMamba", {}),
 }
 """Names on the command line: the class, and widths for any number of stages."""
+
+CLIP_NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    "endomamba": {"size": "small"},
+    "endomamba_tiny": {"size": "tiny"},
+    "endomamba_middle": {"size": "middle"},
+    "endomamba_small": {k: list(v) if isinstance(v, tuple) else v for k, v in SMALL.items()},
+}
+"""Names on the command line, and arguments of EndoMamba; as of nnU-Net's trainers, `_small` is for
+CPUs and `endomamba` has the published size, which the class calls small."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,35 @@ class Blueprint:
         blueprint = cls(network, input_channels, arguments | {k: list(v) for k, v in sizes.items()})
         return blueprint.on(plan) if plan else blueprint
 
+    @classmethod
+    def of_clips(cls, name: str, input_channels: int, **options: Any) -> "Blueprint":
+        """One of `CLIP_NETWORKS`; options are further arguments of the class.
+
+        Raises:
+            ValueError: If there is no network of this name.
+        """
+        if name not in CLIP_NETWORKS:
+            raise ValueError(f"there is no network {name!r}; use one of {', '.join(CLIP_NETWORKS)}")
+        return cls("EndoMamba", input_channels, {**CLIP_NETWORKS[name], **options})
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether plans choose its stages; video networks have their own."""
+        return "strides" in self.arguments
+
     def on(self, plan: Plan) -> "Blueprint":
-        """The same network on the stages of a plan; widths are cut short or repeated."""
+        """The same network on the stages of a plan; widths are cut short or repeated.
+
+        Raises:
+            ValueError: If the network needs stages and the plan has none.
+        """
+        if not self.has_stages:
+            return self
+        if not plan.strides:
+            raise ValueError(
+                f"{plan.path} plans {plan.configuration} for a video network, whose stages are its "
+                f"own; {self.network} needs a plan of volumes"
+            )
         stages: dict[str, Any] = {"strides": plan.strides}
         if "features_per_stage" in self.arguments:
             widths = stage_widths(self.arguments["features_per_stage"], len(plan.strides))

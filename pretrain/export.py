@@ -1,6 +1,7 @@
 """Pretrained weights as the files that nnU-Net and our bundles take."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,25 @@ from torch import Tensor, nn
 
 from nnunet_plugins.networks.hymamba import PAPER_WIDTHS, SMALL_WIDTHS, stage_widths
 from nnunet_plugins.networks.weights import Fit, fit
-from pretrain.blueprint import Blueprint
+from pretrain.blueprint import CLIP_NETWORKS, Blueprint
 from pretrain.plan import Plan
 from pretrain.run_folder import whole_file
 
 HEADER = "mambamed"
 """Key of our plain JSON in the header of a safetensors file."""
 TRAINERS = {"HyMambaTrainer": PAPER_WIDTHS, "HyMambaTrainer_small": SMALL_WIDTHS}
-"""nnU-Net trainers and the widths of their networks."""
+"""nnU-Net trainers of volumes and the widths of their networks."""
+CLIP_TRAINERS = {
+    "endomamba": "EndoMambaTrainer",
+    "endomamba_tiny": "EndoMambaTrainer_tiny",
+    "endomamba_middle": "EndoMambaTrainer_middle",
+    "endomamba_small": "EndoMambaTrainer_small",
+}
+"""Of `CLIP_NETWORKS`."""
+CLIP_NORMALIZATION = "RGBTo01Normalization"
+"""nnU-Net's scheme of images as clips are pretrained on."""
+TRAINING_ONLY = ("drop_path", "dropout", "deep_supervision")
+"""Arguments that no weight depends on."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,11 @@ def nnunet_weights(pretrained: Pretrained, plan: Plan, seed: int = 0) -> dict[st
     """
     target = pretrained.blueprint.on(plan)
     channels = len(plan.normalizations)
+    if not target.has_stages and channels != target.input_channels:
+        raise ValueError(
+            f"the plan {plan.configuration} of {plan.path} is for {channels} channels and "
+            f"{target.input_channels} were pretrained; take a dataset of colour images"
+        )
     trained, planned = pretrained.blueprint.arguments, target.arguments
     stages = ("strides", "kernel_sizes")
     if channels != target.input_channels or any(trained.get(k) != planned.get(k) for k in stages):
@@ -88,21 +105,22 @@ def nnunet_weights(pretrained: Pretrained, plan: Plan, seed: int = 0) -> dict[st
     return merged
 
 
-def write_nnunet(pretrained: Pretrained, plan: Plan, file: Path, seed: int = 0) -> int:
-    """Write a file for `nnUNetv2_train -pretrained_weights`; the number of pretrained tensors.
+def write_nnunet(pretrained: Pretrained, plan: Plan, file: Path, seed: int = 0) -> dict[str, str]:
+    """Write a file for `nnUNetv2_train -pretrained_weights`; where each of its weights is from.
 
     Raises:
         ValueError: As `nnunet_weights`.
         OSError: If the file cannot be written.
     """
+    weights = nnunet_weights(pretrained, plan, seed)
     content = {
-        "network_weights": nnunet_weights(pretrained, plan, seed),
+        "network_weights": weights,
         HEADER: pretrained.metadata,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as opened:
         torch.save(content, opened)
-    return len(pretrained.weights)
+    return origins(pretrained, weights)
 
 
 def write_bundle(pretrained: Pretrained, bundle: Path) -> Path:
@@ -128,9 +146,32 @@ def write_bundle(pretrained: Pretrained, bundle: Path) -> Path:
     return file
 
 
+def origins(pretrained: Pretrained, merged: Mapping[str, Tensor]) -> dict[str, str]:
+    """Where each weight of a network comes from: "pretrained", "as it began" or "new".
+
+    A class token is no part of video pretraining: it goes along as it was drawn.
+    """
+    found = {}
+    for name in merged:
+        untrained = name.endswith("cls_token") and pretrained.blueprint.network == "EndoMamba"
+        kept = "as it began" if untrained else "pretrained"
+        found[name] = kept if name in pretrained.weights else "new"
+    return found
+
+
+def prepared_alike(pretrained: Pretrained, plan: Plan) -> bool:
+    """Whether nnU-Net will prepare images as they were for pretraining."""
+    if not pretrained.blueprint.has_stages:
+        return set(plan.normalizations) == {CLIP_NORMALIZATION}
+    return plan.preparation().plain() == pretrained.metadata.get("preparation")
+
+
 def trainer_of(blueprint: Blueprint) -> str | None:
     """The nnU-Net trainer that builds this network on a plan of its stages; None if none does."""
     arguments = blueprint.arguments
+    if blueprint.network == "EndoMamba":
+        fixed = {k: v for k, v in arguments.items() if k not in TRAINING_ONLY}
+        return next((CLIP_TRAINERS[n] for n, a in CLIP_NETWORKS.items() if a == fixed), None)
     widths = tuple(arguments.get("features_per_stage", ()))
     names = [n for n, w in TRAINERS.items() if widths == stage_widths(w, len(widths))]
     if blueprint.network != "HyMamba" or not names:
@@ -145,12 +186,12 @@ def _network_of(config: Path) -> nn.Module:
     """The network that a bundle's configuration defines, freshly initialised."""
     try:
         arguments = dict(json.loads(config.read_text())["network_def"])
-        name = arguments.pop("_target_").removeprefix("nnunet_plugins.networks.")
+        name = arguments.pop("_target_").rpartition(".")[2]
         channels, classes = (arguments.pop(key) for key in ("input_channels", "num_classes"))
         return Blueprint(name, channels, arguments).build(classes)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{config} defines no network of ours ({error!r}); give a bundle of HyMamba"
+            f"{config} defines no network of ours ({error!r}); give a bundle of mambamed"
         ) from None
 
 

@@ -22,6 +22,7 @@ class Plan:
     spacing: tuple[float, ...]
     """Millimetres along (d, h, w)."""
     strides: list[list[int]]
+    """Of every stage; empty where the network has stages of its own, as video networks do."""
     kernel_sizes: list[list[int]]
     normalizations: list[str]
     """nnU-Net's scheme of each channel."""
@@ -79,8 +80,8 @@ def read_plan(path: str | Path, configuration: str = "3d_fullres") -> Plan:
             configuration,
             tuple(entry["patch_size"]),
             tuple(entry["spacing"]),
-            kwargs["strides"],
-            kwargs["kernel_sizes"],
+            kwargs["strides"] if kwargs else [],
+            kwargs["kernel_sizes"] if kwargs else [],
             entry["normalization_schemes"],
             properties,
         )

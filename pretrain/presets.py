@@ -42,3 +42,30 @@ VOLUMES: Mapping[str, Preset] = {
     ),
 }  # fmt: skip
 """Of `python -m pretrain mambamim`."""
+
+CLIPS: Mapping[str, Preset] = {
+    "mix12": Preset(
+        "the paper's; 288 clips a step are 48 on each of 6 large GPUs, and 500 epochs days",
+        {
+            "network": "endomamba", "frames": 16, "stride": 4, "size": (224, 224),
+            "mask_ratio": 0.75, "decoder_width": 192, "decoder_depth": 4, "decoder_heads": 3,
+            "drop_path": 0.1, "epochs": 500, "batch_size": 288, "warmup": 40 / 500,
+            "final_lr": 0.06, "weight_decay": 0.05, "final_weight_decay": 0.05, "clip": 5.0,
+            "workers": 8, "picture_every": 10, "precision": "auto",
+        },
+    ),
+    "quick": Preset(
+        "a small network, minutes on a CPU",
+        {
+            "network": "endomamba_small", "frames": 8, "stride": 2, "size": (128, 128),
+            "mask_ratio": 0.75, "decoder_width": 96, "decoder_depth": 2, "decoder_heads": 3,
+            "drop_path": 0.0, "clips": 400, "side": 160, "epochs": 20, "batch_size": 8, "lr": 1e-3,
+            "warmup": 0.1, "final_lr": 1e-2, "weight_decay": 0.05, "final_weight_decay": 0.05,
+            "clip": 5.0, "workers": 0, "picture_every": 2, "precision": "auto",
+        },
+    ),
+}  # fmt: skip
+"""Of `python -m pretrain endomamba`. Without `lr` it is `CLIP_RATE` for 256 clips a step, in
+proportion; what the paper does not say is VideoMAE's."""
+CLIP_RATE = 1.5e-4
+"""Learning rate for 256 clips a step, in the paper."""

@@ -62,6 +62,25 @@ class RunFolder:
                 f"{self.folder} holds no run to resume; start one without resume"
             )
 
+    def check_objective(self, objective: str) -> None:
+        """See that the folder holds a run, and not one of another objective.
+
+        Raises:
+            FileNotFoundError: If it holds none.
+            ValueError: If its run pretrains by another objective.
+        """
+        self.check_exists()
+        try:
+            config = json.loads((self.folder / "config.json").read_text())
+            before = config["run"].get("objective", objective)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return  # damaged; `check_resume` says how
+        if before != objective:
+            raise ValueError(
+                f"{self.folder} holds a run of {before} and cannot be resumed as {objective}; go "
+                f"on with python -m pretrain {before}, or name another folder"
+            )
+
     def check_resume(self) -> None:
         """See that the folder holds a run of this very configuration.
 

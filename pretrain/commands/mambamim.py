@@ -3,15 +3,14 @@
 import argparse
 import os
 import shlex
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mamba_kernels.scan_order import SCAN_ORDERS
-from nnunet_plugins.optimization import cpu_has_bfloat16
 from pretrain.blueprint import NETWORKS, Blueprint
+from pretrain.commands.training_options import add_training_arguments, training_settings
 from pretrain.engine import pretrain
 from pretrain.mambamim import FILLS, MambaMIM
 from pretrain.pictures import draw_volumes
@@ -19,7 +18,6 @@ from pretrain.plan import Plan, read_plan
 from pretrain.presets import INTENSITIES, VOLUMES
 from pretrain.run_folder import RunFolder
 from pretrain.sampling import Batch
-from pretrain.settings import CHOICES, Settings
 from pretrain.volumes import Preparation, VolumeCrops, describe, find_scans, first_pass
 
 OBJECTIVE = ("mask_ratio", "toki", "skips", "bottom_up", "normalize", "decoder_width")
@@ -38,16 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_network_arguments(parser.add_argument_group("network"))
     _add_data_arguments(parser.add_argument_group("data"))
     _add_objective_arguments(parser.add_argument_group("objective"))
-    group = parser.add_argument_group("training")
-    for field in fields(Settings):
-        flag = "--" + field.name.replace("_", "-")
-        if field.name == "betas":
-            group.add_argument(flag, type=float, nargs=2)
-        else:
-            choices = CHOICES.get(field.name, ())
-            if field.name == "precision":
-                choices = ("auto", *choices)
-            group.add_argument(flag, type=type(field.default), choices=choices or None)
+    add_training_arguments(parser)
 
 
 def _add_network_arguments(group: Any) -> None:
@@ -93,20 +82,14 @@ def run(args: argparse.Namespace) -> int:
     plan = _plan(args)
     options = {**preset, **_of_plan(plan), **chosen}
     folder: Path = args.out or Path("runs") / f"mambamim_{args.preset}"
-    if options.get("precision") == "auto":
-        options["precision"] = "bf16" if _has_bfloat16(options.get("device", "auto")) else "no"
-    if "weight_decay" in chosen and "final_weight_decay" not in chosen:
-        options["final_weight_decay"] = chosen["weight_decay"]
-    settings = Settings.from_dict(
-        {f.name: options[f.name] for f in fields(Settings) if f.name in options}
-    )
+    settings = training_settings(options, chosen)
     blueprint = Blueprint.named(
         options["network"], args.channels, plan,
         scan_order=args.scan_order, bidirectional=not args.unidirectional,
     )  # fmt: skip
     run = RunFolder(folder, {})
     if args.resume:  # refuse before all scans are looked through
-        run.check_exists()
+        run.check_objective("mambamim")
     else:
         run.check_new()
     dataset = _dataset(args, options, folder)
@@ -159,13 +142,6 @@ def _plan(args: argparse.Namespace) -> Plan | None:
         raise ValueError(f"{args.plans} is for {channels} channels, --channels {args.channels}")
     args.channels = channels
     return plan
-
-
-def _has_bfloat16(device: str) -> bool:
-    """Whether what will be trained on computes in bfloat16 without loss of speed."""
-    if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return cpu_has_bfloat16()
 
 
 def _of_plan(plan: Plan | None) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class VideoClips(Dataset[dict[str, Tensor]]):
             RuntimeError: If the video changed since the first pass.
             OSError: If it is gone.
         """
-        place, random = self._place(index)
+        place, random = self.drawn(index)
         with self._frames(place) as (frames, box):
             view = View.random(box, self.settings, random)
             clip = render(frames, view, self.settings.size, self.settings.frames)
@@ -105,7 +105,7 @@ class VideoClips(Dataset[dict[str, Tensor]]):
 
     def place(self, index: int) -> Place:
         """The video and the frames that a clip of this epoch comes from."""
-        return self._place(index)[0]
+        return self.drawn(index)[0]
 
     def left_out(self) -> tuple[LeftOut, ...]:
         """Videos of the findings that are shorter than a clip."""
@@ -115,12 +115,12 @@ class VideoClips(Dataset[dict[str, Tensor]]):
             if not _starts(kept, self.settings)
         )
 
-    def _place(self, index: int) -> tuple[Place, np.random.Generator]:
+    def drawn(self, index: int) -> tuple[Place, np.random.Generator]:
         """Where a clip comes from, and what its other choices are drawn from."""
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         random = self._random(index)
-        kept = self.kept[self._drawn(index)]
+        kept = self.kept[self._video_of(index)]
         stride, span = self.settings.stride_of(kept.fps), self.settings.span(kept.fps)
         left = int(random.integers(_starts(kept, self.settings)))
         for start, stop in kept.seen.segments:
@@ -134,7 +134,7 @@ class VideoClips(Dataset[dict[str, Tensor]]):
     def _random(self, index: int) -> np.random.Generator:
         return np.random.default_rng((self.settings.seed, int(self._epoch), index))
 
-    def _drawn(self, index: int) -> int:
+    def _video_of(self, index: int) -> int:
         """The video at a place of this epoch: videos in their order, each as often as its share."""
         offset = self._random(len(self)).random()  # no clip has this index
         drawn = np.searchsorted(self._shares, (index + offset) / len(self), side="right")

@@ -76,7 +76,8 @@ def test_the_file_for_nnunet_holds_every_weight_of_its_network(pretrained, plan,
     from nnunet_plugins.trainers.HyMambaTrainer_small import HyMambaTrainer_small
 
     file = tmp_path / "out" / "nnunet.pth"
-    assert write_nnunet(pretrained, plan, file) == len(pretrained.weights)
+    origin = write_nnunet(pretrained, plan, file)
+    assert {n for n, whence in origin.items() if whence == "pretrained"} == set(pretrained.weights)
     content = torch.load(file, weights_only=True)
     weights = content["network_weights"]
     arguments = HyMambaTrainer_small.network_arguments(
