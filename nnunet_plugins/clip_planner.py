@@ -73,6 +73,20 @@ class ClipPlanner(ExperimentPlanner):
         shrink = max(1.0, (h * w / FRAME_AREA) ** 0.5)
         return spacing * np.array([1.0, shrink, shrink])
 
+    def plan_experiment(self) -> dict[str, Any]:
+        """Plan and write the plans.
+
+        Raises:
+            ValueError: If most videos have a single frame: there is no time to plan for.
+        """
+        shapes = np.vstack(self.dataset_fingerprint["shapes_after_crop"])
+        if np.median(shapes[:, 0]) == 1:
+            raise ValueError(
+                f"{self.dataset_name} has videos of one frame; plan those with nnU-Net's own "
+                "planner and train 2d, or convert longer videos"
+            )
+        return super().plan_experiment()
+
     def determine_resampling(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Linear within frames, by torch: frames are many, and their number stays."""
         image = {"is_seg": False, "force_separate_z": False}
@@ -149,7 +163,7 @@ def largest_step(
     """
     fewest, most = BATCH_SIZES
     least = min(frames, FRAMES[0])
-    size = [-(-n // MULTIPLE) * MULTIPLE for n in frame]
+    size = [max(SMALLEST, -(-n // MULTIPLE) * MULTIPLE) for n in frame]
     while min(size) >= SMALLEST:
         one = step_bytes((1, *size), 1)
         base = step_bytes((1, *size), 2) - one  # of a clip of one frame

@@ -16,7 +16,7 @@ class ClipTrainer(MambaTrainer):
     the length of clips. Prediction slides over time by half a clip.
 
     Raises:
-        ValueError: If the configuration has no time axis, or labels are overlapping regions.
+        ValueError: If the plans have no time axis in front, or labels are overlapping regions.
     """
 
     max_frames: ClassVar[int | None] = None
@@ -30,12 +30,17 @@ class ClipTrainer(MambaTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's own signature
     ) -> None:
-        size = list(PlansManager(plans).get_configuration(configuration).patch_size)
-        name = type(self).__name__
+        manager, name = PlansManager(plans), type(self).__name__
+        size = list(manager.get_configuration(configuration).patch_size)
         if len(size) != 3:
             raise ValueError(
                 f"{name} trains on clips, and the configuration {configuration} has no time axis; "
                 "train 3d_fullres"
+            )
+        if list(manager.transpose_forward) != [0, 1, 2]:
+            raise ValueError(
+                f"{name} trains on clips, and these plans move axis {manager.transpose_forward[0]} "
+                "to the front, where time belongs; plan with -pl VivimPlanner"
             )
         if self.max_frames:
             size[0] = min(size[0], self.max_frames)

@@ -2,6 +2,8 @@
 
 Voxels are 1 x 1 x 1 in size. nnU-Net moves the axis of largest spacing to the front and resamples
 axes that differ from the median: with equal spacings, time stays first and no frame is resampled.
+Two corner pixels of every frame are at least 1 of 255: without them nnU-Net would crop black
+borders and black frames away, of each video others.
 """
 
 from collections.abc import Iterator
@@ -160,6 +162,8 @@ def _kept_items(
 
 def _write(path: Path, clip: list[_Item]) -> None:
     frames = np.stack([item.frame for item in clip])
+    corners = frames[:, [0, -1], [0, -1]]
+    frames[:, [0, -1], [0, -1]] = np.maximum(corners, 1)  # nnU-Net crops to what is not zero
     for channel in range(3):
         _write_volume(path.with_name(f"{path.name}_{channel:04d}{ENDING}"), frames[..., channel])
 

@@ -100,18 +100,19 @@ class AffineConstraint(nn.Module):
                 do not count. All if None.
         """
         p, frames = self.regressor.patch, predicted.shape[2]
+        if counted is None:
+            counted = torch.ones_like(edges, dtype=torch.bool)
         predicted, edges = patches(predicted, p), patches(edges, p)
-        chosen = edges.sum((-2, -1)) >= p
-        if counted is not None:
-            chosen &= patches(counted.float(), p, outside=1).amin((-2, -1)) > 0
+        known = patches(counted.float(), p, outside=1).amin((-2, -1)) > 0
+        chosen = known & (edges.sum((-2, -1)) >= p)
         target = edges[chosen]
         if len(target) == 0:
             return predicted.sum() * 0
         loss = self.identity_weight * self.regressor.distance(target, predicted[chosen])
         if frames > 1:
             next_frame = [*range(1, frames), frames - 2]
-            neighbour = predicted[:, next_frame][chosen]
-            loss = loss - self.neighbour_weight * self.regressor.distance(target, neighbour)
+            neighbour = self.regressor.distance(target, predicted[:, next_frame][chosen])
+            loss = loss - self.neighbour_weight * neighbour * known[:, next_frame][chosen]
         return loss.mean()
 
 

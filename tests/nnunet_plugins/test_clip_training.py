@@ -204,3 +204,18 @@ def test_what_has_no_time_axis_or_overlapping_labels_is_refused(build_video_trai
     regions = {"background": 0, "all": [1, 2], "part": 2}
     with pytest.raises(ValueError, match="exclude each other"):
         build_video_trainer(TRAINER, labels=regions, regions_class_order=[1, 2])
+
+
+def test_plans_that_move_time_or_have_none_are_refused(build_video_trainer, video_nnunet):
+    moved = plans(video_nnunet) | {"transpose_forward": [2, 0, 1]}
+    with pytest.raises(ValueError, match="move axis 2 to the front, where time belongs"):
+        build_video_trainer(TRAINER, plans=moved)
+    planner = VivimPlanner.__new__(VivimPlanner)
+    planner.dataset_name = "Dataset003_Stills"
+    planner.dataset_fingerprint = {"shapes_after_crop": [[1, 64, 64]] * 3}
+    with pytest.raises(ValueError, match="videos of one frame; plan those with nnU-Net's own"):
+        planner.plan_experiment()
+
+
+def test_small_frames_are_filled_up_instead_of_refused():
+    assert largest_step(step_bytes, 1_000_000, 5, (30, 80))[0][1:] == [64, 96]

@@ -70,7 +70,8 @@ class ConvFeedForward(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Tokens of a grid: (b, l, c) -> (b, l, c)."""
         x = self.fc1(x).transpose(1, 2).unflatten(2, tuple(grid))
-        if isinstance(self.dwconv, nn.Conv3d) and torch.is_grad_enabled():
+        trained = torch.is_grad_enabled() and x.device.type == "cpu"
+        if trained and isinstance(self.dwconv, nn.Conv3d):
             x = _frame_by_frame(self.dwconv, x)
         else:
             x = self.dwconv(x)

@@ -16,6 +16,7 @@ from nnunet_plugins.data import (
     dataset_folder,
     find_videos,
 )
+from tests.nnunet_plugins.data.conftest import draw_video, write_frames
 
 ONE = LabelScheme(("polyp",))
 SPARSE = LabelScheme(("polyp",), sparse=True)
@@ -291,3 +292,19 @@ def test_numbers_and_names_that_nnunet_cannot_use_are_refused(tmp_path, number, 
 def test_cuttings_without_frames_are_refused(sizes):
     with pytest.raises(ValueError, match="must be at least 1"):
         Cutting(*sizes)
+
+
+def test_nnunet_crops_neither_black_borders_nor_black_frames(tmp_path):
+    images, labels = draw_video(0)
+    images[:, :9], images[:, -7:], images[:2] = 0, 0, 0
+    write_frames(tmp_path / "source/a/frames", images)
+    write_frames(tmp_path / "source/a/masks", labels * np.uint8(255))
+    folder = tmp_path / "Dataset001_Black"
+    convert_videos(find_videos(tmp_path / "source"), folder, scheme=LabelScheme(("polyp",)))
+    volumes = [
+        sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"imagesTr/a_{c:04d}.nii.gz")))
+        for c in range(3)
+    ]
+    nonzero = np.any(volumes, axis=0).nonzero()
+    assert [(axis.min(), axis.max()) for axis in nonzero] == [(0, 5), (0, 39), (0, 47)]
+    assert (np.stack(volumes, -1).astype(int) - images).max() <= 1
