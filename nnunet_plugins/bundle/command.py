@@ -5,7 +5,10 @@ functions end the command with the sentence; other programs that read a bundle c
 """
 
 import contextlib
-from collections.abc import Iterator
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,17 +18,20 @@ from ignite.engine import Engine
 from nnunet_plugins.bundle.cases import cases_of_fold, images_to_predict
 from nnunet_plugins.bundle.plan import Plan
 from nnunet_plugins.bundle.video import videos_to_segment
+from nnunet_plugins.bundle.video_table import Target, videos_of_part
 
 MENDABLE = (OSError, ValueError, RuntimeError)
 
 
 def find_bundle_root(name: str) -> str:
-    """Folder of the bundle: here, below here, or in a checkout's `bundles`.
+    """Folder of the bundle: that of the configuration which is run, or one of its name here.
 
-    Where it is in none of these, the folder in which it would lie here; its missing files are
-    then named by who needs them.
+    `monai.bundle` does not tell a configuration where its file is; the command line does. Where it
+    is in none of these, the working folder; its missing files are then named by who needs them.
     """
-    candidates = [".", name, f"bundles/{name}"]
+    files = re.findall(r"[^'\"\[\],=]+\.(?:json|ya?ml)", " ".join(sys.argv[1:]).replace(" ", ","))
+    run = [str(Path(file).parent.parent) for file in files if Path(file).parent.name == "configs"]
+    candidates = [*run, ".", name, f"bundles/{name}"]
     found = (c for c in candidates if Path(c, "configs", "inference.json").is_file())
     return next(found, ".")
 
@@ -45,6 +51,21 @@ def load_plan(bundle_root: str, configuration: str) -> Plan:
                 "name that with --bundle_root"
             )
         return Plan(configs, configuration)
+
+
+def read_classes(bundle_root: str) -> list[str]:
+    """Names of a bundle's classes in the order of its logits, from its `configs/dataset.json`."""
+    with one_sentence():
+        file = Path(bundle_root, "configs", "dataset.json")
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} does not exist; run this inside the bundle's folder or name that with "
+                "--bundle_root"
+            )
+        labels = json.loads(file.read_text(encoding="utf-8"))["labels"]
+        if sorted(labels.values()) != list(range(len(labels))):
+            raise ValueError(f"{file} numbers its labels {list(labels.values())}; count from 0")
+        return sorted(labels, key=labels.__getitem__)
 
 
 def check_weights(path: str) -> None:
@@ -68,6 +89,14 @@ def list_videos(source: str) -> list[dict]:
     """`videos_to_segment`, ending the command if there are none."""
     with one_sentence():
         return videos_to_segment(source)
+
+
+def list_labelled_videos(
+    table: str, target: Target, classes: Sequence[str], part: str, fold: int = 0
+) -> list[dict]:
+    """`videos_of_part`, ending the command if there are none."""
+    with one_sentence():
+        return videos_of_part(table, target, classes, part, fold)
 
 
 def list_cases(folder: str, plan: Plan, part: str, fold: int | str = 0) -> list[dict]:

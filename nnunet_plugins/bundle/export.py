@@ -19,10 +19,10 @@ from nnunet_plugins.bundle.folders import partial_of, replace_folder
 from nnunet_plugins.bundle.metadata import describe, licence_of
 from nnunet_plugins.bundle.plan import Plan
 from nnunet_plugins.mamba_trainer import MambaTrainer
-from nnunet_plugins.networks import Vivim
+from nnunet_plugins.networks import EndoMamba, Vivim
 from nnunet_plugins.networks.weights import fit
 
-TEMPLATES: dict[type, str] = {Vivim: "vivim"}
+TEMPLATES: dict[type, str] = {Vivim: "vivim", EndoMamba: "endomamba"}
 """Bundle of the project that exports start from, by the network; that of volumes for others."""
 VOLUMES = "hymamba"
 RUN_FOLDERS = ("models", "images", "videos", "dataset", "predictions", "eval", "runs")
@@ -44,16 +44,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, help="the bundle's folder; NAME_segmentation if not given"
     )
+    parser.add_argument(
+        "--half", action="store_true",
+        help="store matrices in float16, half as large; networks still compute in float32",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
 
 
 def run(args: argparse.Namespace) -> int:
     """Export and print how to use it."""
-    bundle = export_bundle(args.results, args.out, args.fold, args.checkpoint, args.overwrite)
+    bundle = export_bundle(
+        args.results, args.out, args.fold, args.checkpoint, args.overwrite, args.half
+    )
     inference = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
     source = inference["dataset_dir"].strip("'").rpartition("/")[2].upper()
+    streams = inference["inferer"]["_target_"].endswith(".StreamInferer")
+    how = "predicts frame by frame" if streams else "predicts what nnUNetv2_predict does"
     print(
-        f"{bundle} predicts what nnUNetv2_predict does. Try it:\n"
+        f"{bundle} {how}. Try it:\n"
         f"cd {bundle} && python -m monai.bundle run --config_file configs/inference.json "
         f"--dataset_dir {source} --output_dir PREDICTIONS"
     )
@@ -66,6 +74,7 @@ def export_bundle(
     folds: Sequence[int | str] = (),
     checkpoint: str = "checkpoint_final.pth",
     overwrite: bool = False,
+    half: bool = False,
 ) -> Path:
     """Make a bundle folder of trained folds and return it; it appears when it is complete.
 
@@ -75,6 +84,7 @@ def export_bundle(
         folds: Numbers or "all"; several make an ensemble, none means every trained one.
         checkpoint: Its file name in each fold.
         overwrite: Replace a bundle that is there.
+        half: Store matrices in float16.
 
     Raises:
         FileNotFoundError: If the results, a fold or its checkpoint are missing.
@@ -92,10 +102,10 @@ def export_bundle(
         shutil.copytree(
             template(trained[0]["trainer"]),
             partial,
-            ignore=shutil.ignore_patterns(*RUN_FOLDERS, ".gitignore"),
+            ignore=shutil.ignore_patterns(*RUN_FOLDERS, ".gitignore", "weights.md"),
         )
         _write_configs(partial, out.name, Path(results), plan, trained)
-        _write_weights(partial, trained)
+        _write_weights(partial, trained, half)
         _write_documents(partial, Path(results), plan, trained, files)
         replace_folder(partial, out)
     finally:
@@ -216,12 +226,13 @@ def _write_configs(
         config = json.loads((configs / file).read_text(encoding="utf-8"))
         config["bundle_root"]["name"] = name
         config["configuration"] = trained[0]["configuration"]
-        config["mirror_axes"] = list(axes) if axes else None
+        if config["mirror_axes"]:  # a template that does not mirror keeps to that
+            config["mirror_axes"] = list(axes) if axes else None
         config["network_def"] = network
         write_json(configs / file, config)
 
 
-def _write_weights(bundle: Path, trained: Sequence[dict[str, Any]]) -> None:
+def _write_weights(bundle: Path, trained: Sequence[dict[str, Any]], half: bool) -> None:
     """`models/model.pt`, after it has been loaded strictly into what the configuration builds."""
     if len(trained) == 1:
         weights: dict[str, Tensor] = trained[0]["weights"]
@@ -244,6 +255,8 @@ def _write_weights(bundle: Path, trained: Sequence[dict[str, Any]]) -> None:
             f"the checkpoint does not fit the network of its plans.json: {report}; the results "
             "folder mixes two trainings"
         )
+    if half:  # vectors and scalars are little, and running variances may leave float16's range
+        weights = {n: w.half() if w.ndim > 1 else w for n, w in weights.items()}
     (bundle / "models").mkdir(exist_ok=True)
     torch.save(weights, bundle / "models" / "model.pt")
 

@@ -31,7 +31,8 @@ class FramePlan:
     """The part of a plan that concerns single frames.
 
     Args:
-        plan: Of videos, as `mambamed dataset from-videos` and `-pl VivimPlanner` make it.
+        plan: Of videos, as `mambamed dataset from-videos` and `-pl VivimPlanner` or `-pl
+            EndoMambaPlanner` make it.
 
     Raises:
         ValueError: If the plan is not one of colour video, or needs whole videos.
@@ -137,5 +138,5 @@ class PlannedVideo:
 def _refusal(reason: str) -> str:
     return (
         f"this plan does not segment videos frame by frame: {reason}; make the dataset with "
-        "mambamed dataset from-videos and plan it with -pl VivimPlanner"
+        "mambamed dataset from-videos and plan it with -pl VivimPlanner or -pl EndoMambaPlanner"
     )

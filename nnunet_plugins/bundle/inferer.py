@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -117,11 +117,7 @@ class VideoInferer(NNUNetInferer):
         Of the latter, frames (c, h, w), the logits (k, h, w) of each come in turn, as soon as they
         are known; they are computed while they are asked for.
         """
-        if not isinstance(inputs, Tensor):
-            return self.stream(inputs, network)
-        videos = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        logits = [list(self.stream(video.unbind(1), network)) for video in videos]
-        return torch.stack([torch.stack(frames, dim=1) for frames in logits])
+        return of_videos(self.stream, inputs, network)
 
     def stream(self, frames: Iterable[Tensor], network: nn.Module) -> Iterator[Tensor]:
         """Logits of frames in turn: (c, h, w) each -> (k, h, w) each."""
@@ -139,6 +135,22 @@ class VideoInferer(NNUNetInferer):
         """Not where one window shows whole frames: float16 cannot hold the weights of its corners,
         so that weighted logits would be rounded to whole numbers there."""
         return any(n > p for n, p in zip(volume.shape[2:], self.plan.patch_size[1:], strict=True))
+
+
+def of_videos(
+    stream: Callable[[Iterable[Tensor], nn.Module], Iterator[Tensor]],
+    inputs: Tensor | Iterable[Tensor],
+    network: nn.Module,
+) -> Tensor | Iterator[Tensor]:
+    """What a function of frames gives for videos: (b, c, t, h, w) -> (b, k, t, ...), or lazily.
+
+    Frames (c, h, w) of one video that is being read are given to it as they are.
+    """
+    if not isinstance(inputs, Tensor):
+        return stream(inputs, network)
+    videos = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+    logits = [list(stream(video.unbind(1), network)) for video in videos]
+    return torch.stack([torch.stack(frames, dim=1) for frames in logits])
 
 
 def members_of(network: nn.Module) -> Sequence[nn.Module]:

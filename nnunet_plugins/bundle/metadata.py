@@ -34,7 +34,7 @@ def describe(
         "required_packages_version": {package: _release(package) for package in packages},
         "task": f"Segmentation of {', '.join(plan.foreground)}",
         "description": f"nnU-Net {configuration} on {name} by {trainer}, folds: {which}. "
-        "Preprocessing, sliding window and export are nnU-Net's own for the plans inside.",
+        "Preprocessing and export are nnU-Net's own for the plans inside.",
         "data_source": str(plan.dataset.get("reference", name)),
         "data_type": plan.file_ending.lstrip("."),
         "image_classes": ", ".join(plan.channels),

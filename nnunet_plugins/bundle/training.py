@@ -15,8 +15,8 @@ from nnunet_plugins.networks.weights import fit
 
 logger = logging.getLogger(__name__)
 
-HEADS = "decoder.seg_layers."
-"""Where the parameters begin that depend on the classes, in nnU-Net's decoder and in Vivim's."""
+HEADS = ("decoder.seg_layers.", "head.")
+"""Where the parameters begin that depend on the classes: in decoders, and in heads of frames."""
 
 
 class Pretrained:
@@ -189,6 +189,11 @@ class KeepBest:
 def epochs_done(engine: Engine) -> int:
     """Epochs an engine has completed, which is the number of the next one, counted from 0."""
     return engine.state.epoch
+
+
+def loss_of_step(output: dict[str, Any]) -> float:
+    """Loss in what a trainer that does not decollate puts out, for MONAI's logs."""
+    return float(output["loss"])
 
 
 def image_meta(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:

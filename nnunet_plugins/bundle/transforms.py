@@ -121,18 +121,27 @@ class NNUNetSaved(SaveImaged):
 
 
 class ForegroundMasksd(MapTransform):
-    """Labels to one mask for each class or region of the plan: (1, ...) -> (k, ...) float32."""
+    """Labels to one mask for each class or region of the plan: (1, ...) -> (k, ...) float32.
 
-    def __init__(self, plan: Plan, keys: Any = ("pred", "label")) -> None:
+    Where the label is the plan's ignore label all masks are 0, as nnU-Net leaves that out.
+    """
+
+    def __init__(
+        self, plan: Plan, keys: Any = ("pred", "label"), label_key: Hashable = "label"
+    ) -> None:
         super().__init__(keys)
-        self.plan = plan
+        self.plan, self.label_key = plan, label_key
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         d = dict(data)
+        truth = torch.as_tensor(d[self.label_key])[0]
         for key in self.key_iterator(d):
             labels = torch.as_tensor(d[key])[0]
             classes = [torch.tensor(v, device=labels.device) for v in self.plan.foreground.values()]
-            d[key] = torch.stack([torch.isin(labels.long(), c) for c in classes]).float()
+            masks = torch.stack([torch.isin(labels.long(), c) for c in classes]).float()
+            if self.plan.labels.has_ignore_label:
+                masks *= (truth != self.plan.labels.ignore_label).to(masks)
+            d[key] = masks
         return d
 
 

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import av
 from ignite.engine import Engine, Events
 from monai.transforms import MapTransform
 from PIL import Image
@@ -133,8 +134,10 @@ class SavedVideod(MapTransform):
                 else:
                     deque(drawn, maxlen=0)
                 count = len(list((partial / MASKS).iterdir()))
-        except (OSError, ValueError) as error:
-            return VideoResult(video.path, folder, error=str(error))
+        except (OSError, ValueError, RuntimeError, av.FFmpegError) as error:
+            sentence = str(error)
+            said = sentence if str(video.path) in sentence else f"{video.path}: {sentence}"
+            return VideoResult(video.path, folder, error=said)
         return VideoResult(video.path, folder, count, tuple(video.notes))
 
     def _drawn(self, video: PlannedVideo, logits: Iterator[Tensor], masks: Path) -> Iterator[Frame]:

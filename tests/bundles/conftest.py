@@ -110,7 +110,7 @@ def make_results(tmp_path) -> Callable[..., Path]:
 def make_video_results(tmp_path) -> Callable[..., Path]:
     """Results of a trainer of video: clips of four frames of 32 x 64 pixels, two classes."""
 
-    def make(spacing: float = 1.0, folds: tuple = (0,)) -> Path:
+    def make(spacing: float = 1.0, folds: tuple = (0,), trainer: str = VIDEO_TRAINER) -> Path:
         plans = json.loads((VIDEO_TEMPLATE / "configs/plans.json").read_text())
         plans["configurations"]["3d_fullres"] |= {
             "patch_size": [4, 32, 64],
@@ -122,9 +122,9 @@ def make_video_results(tmp_path) -> Callable[..., Path]:
             "numTraining": 5,
             "file_ending": ".nii.gz",
         }
-        name = f"{VIDEO_TRAINER}__nnUNetVivimPlans__3d_fullres"
+        name = f"{trainer}__nnUNetVivimPlans__3d_fullres"
         results = tmp_path / "results/Dataset902_Video" / name
-        return write_results(results, VIDEO_TRAINER, plans, dataset, folds, centre)
+        return write_results(results, trainer, plans, dataset, folds, centre)
 
     return make
 
@@ -174,6 +174,47 @@ def raw_videos(tmp_path) -> Path:
     scheme = LabelScheme(("polyp", "tool"))
     convert_videos(find_videos(tmp_path / "source"), dataset, scheme=scheme)
     return dataset
+
+
+@pytest.fixture
+def labelled_videos(tmp_path) -> Path:
+    """Six videos of twelve frames, 4 frames a second: bright, which is abnormal, or dark."""
+    from nnunet_plugins.data import write_video
+
+    folder = tmp_path / "labelled"
+    folder.mkdir()
+    for number in range(6):
+        pictures = draw_frames(number, 12)[0] // (1 if number % 2 else 4)
+        write_video(folder / f"video_{number}.mp4", pictures, 4)
+    return folder
+
+
+@pytest.fixture
+def label_table(labelled_videos) -> Path:
+    """Classes of `labelled_videos`, split by hand."""
+    splits = ("train", "train", "val", "val", "test", "test")
+    rows = [
+        f"video_{i}.mp4,{'abnormal' if i % 2 else 'normal'},{split}"
+        for i, split in enumerate(splits)
+    ]
+    return write_lines(labelled_videos / "labels.csv", "video,label,split", *rows)
+
+
+@pytest.fixture
+def phase_table(labelled_videos) -> Path:
+    """Phases of `labelled_videos`: the second one starts at frame six."""
+    for i in range(6):
+        phases = ("0,preparation", "6,suturing")
+        write_lines(labelled_videos / f"phases_{i}.csv", "frame,phase", *phases)
+    splits = ("train", "train", "val", "val", "test", "test")
+    rows = [f"video_{i}.mp4,phases_{i}.csv,{split}" for i, split in enumerate(splits)]
+    return write_lines(labelled_videos / "phases.csv", "video,phases,split", *rows)
+
+
+def write_lines(file: Path, *lines: str) -> Path:
+    """A text file."""
+    file.write_text("\n".join(lines) + "\n")
+    return file
 
 
 def write_volume(file: Path, array: np.ndarray) -> None:

@@ -7,7 +7,15 @@ import pytest
 from monai.bundle import ConfigWorkflow, verify_net_in_out
 
 ROOT = Path(__file__).parents[2]
-BUNDLES = ("hymamba", "vivim")
+BUNDLES = ("hymamba", "vivim", "endomamba", "endomamba_classification", "endomamba_phase")
+DATA = {
+    "hymamba": ("images", "raw_dataset"),
+    "vivim": (None, "raw_videos"),
+    "endomamba": (None, "raw_videos"),
+    "endomamba_classification": ("labelled_videos", "label_table"),
+    "endomamba_phase": ("labelled_videos", "phase_table"),
+}
+"""Fixtures of what is predicted, the bundle's own videos if None, and of what is trained on."""
 WORKFLOWS = ("inference.json", "evaluate.json", "train.json", "multi_gpu_train.json")
 
 MONAI_COMPONENTS = {
@@ -25,6 +33,7 @@ EXPRESSIONS = {
     "$@network_def.to(@device)",
     "$@loss.to(@device)",
     "$@num_workers > 0",
+    "$len(@classes)",
     "$@plan.configuration.batch_dice",
     "$@plan.configuration.batch_size",
     *(f"$@bundle_root + '/{part}'" for part in
@@ -102,14 +111,11 @@ def test_training_and_inference_build_the_same_network(bundle):
 
 @pytest.mark.parametrize(("name", "kind"), [("inference.json", "infer"), ("train.json", "train")])
 def test_other_programs_find_the_keys_they_read(bundle, name, kind, request, tmp_path):
-    video = bundle.name == "vivim"
-    data = {
-        "infer": bundle / "videos" if video else request.getfixturevalue("images"),
-        "train": request.getfixturevalue("raw_videos" if video else "raw_dataset"),
-    }
+    fixture = DATA[bundle.name][kind == "train"]
+    data = request.getfixturevalue(fixture) if fixture else bundle / "videos"
     workflow = ConfigWorkflow(
         str(bundle / "configs" / name), logging_file=False, workflow_type=kind,
-        bundle_root=str(bundle), dataset_dir=str(data[kind]), initialize=[],
+        bundle_root=str(bundle), dataset_dir=str(data), initialize=[],
         output_dir=str(tmp_path), ckpt_dir=str(tmp_path),
     )  # fmt: skip
     workflow.initialize()
