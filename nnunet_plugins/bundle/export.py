@@ -25,6 +25,8 @@ from nnunet_plugins.networks.weights import fit
 TEMPLATES: dict[type, str] = {Vivim: "vivim", EndoMamba: "endomamba"}
 """Bundle of the project that exports start from, by the network; that of volumes for others."""
 VOLUMES = "hymamba"
+OWN_DOCUMENTS = ("weights.md", "overlay.jpg")
+"""Of a template, about the weights that come with it."""
 RUN_FOLDERS = ("models", "images", "videos", "dataset", "predictions", "eval", "runs")
 """Folders of a bundle that hold what a run needs or makes, not the bundle itself."""
 
@@ -102,7 +104,7 @@ def export_bundle(
         shutil.copytree(
             template(trained[0]["trainer"]),
             partial,
-            ignore=shutil.ignore_patterns(*RUN_FOLDERS, ".gitignore", "weights.md"),
+            ignore=shutil.ignore_patterns(*RUN_FOLDERS, ".gitignore", *OWN_DOCUMENTS),
         )
         _write_configs(partial, out.name, Path(results), plan, trained)
         _write_weights(partial, trained, half)
