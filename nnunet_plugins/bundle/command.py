@@ -6,6 +6,7 @@ functions end the command with the sentence; other programs that read a bundle c
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from ignite.engine import Engine
 
 from nnunet_plugins.bundle.cases import cases_of_fold, images_to_predict
+from nnunet_plugins.bundle.inferer import VideoInferer
 from nnunet_plugins.bundle.plan import Plan
 from nnunet_plugins.bundle.video import videos_to_segment
 from nnunet_plugins.bundle.video_table import Target, videos_of_part
@@ -100,9 +102,24 @@ def list_labelled_videos(
 
 
 def list_cases(folder: str, plan: Plan, part: str, fold: int | str = 0) -> list[dict]:
-    """`cases_of_fold`, ending the command if there are none."""
+    """`cases_of_fold`, ending the command if there are none, or fewer than processes."""
     with one_sentence():
-        return cases_of_fold(folder, plan, part, fold)
+        cases = cases_of_fold(folder, plan, part, fold)
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        if len(cases) < processes:
+            raise ValueError(
+                f"fold {fold} has {len(cases)} cases for {part} and there are {processes} "
+                "processes; start fewer with --nproc_per_node, or train with --fold all"
+            )
+        return cases
+
+
+def video_inferer(
+    plan: Plan, mirror_axes: Sequence[int] | None = None, overlap: float = 0.5
+) -> VideoInferer:
+    """A `VideoInferer`, ending the command if its options cannot be."""
+    with one_sentence():
+        return VideoInferer(plan, mirror_axes, overlap)
 
 
 def run(engine: Engine) -> None:

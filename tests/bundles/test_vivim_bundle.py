@@ -14,10 +14,13 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 
+from nnunet_plugins.bundle import command
+from nnunet_plugins.bundle.command import find_bundle_root
 from nnunet_plugins.bundle.export import export_bundle
 from nnunet_plugins.bundle.frames import FramePlan, PlannedVideo
 from nnunet_plugins.bundle.inferer import VideoInferer
 from nnunet_plugins.bundle.plan import Plan
+from nnunet_plugins.bundle.transforms import ForegroundMasksd
 from nnunet_plugins.data import convert_images, find_videos, read_clip, write_video
 from tests.bundles.test_export import predict_with_nnunet
 
@@ -301,3 +304,46 @@ def test_an_exported_bundle_is_one_of_video(bundle):
     assert inference["network_def"]["_target_"] == "nnunet_plugins.networks.vivim.Vivim"
     assert inference["network_def"]["num_classes"] == 3
     assert not (bundle / "videos").exists()
+
+
+def test_wrong_options_end_the_command_with_a_sentence(segment, tmp_path):
+    clip = BUNDLE / "videos"
+    assert "time has a direction" in segment(BUNDLE, clip, mirror_axes=[0, 1])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--config_file {}", "--config_file=['{}','x/evaluate.json']"])
+def test_the_bundle_is_that_of_the_configuration_which_is_run(monkeypatch, tmp_path, option):
+    other = tmp_path / "other"
+    shutil.copytree(BUNDLE / "configs", other / "configs")
+    words = option.format(other / "configs/inference.json").split()
+    monkeypatch.setattr(sys, "argv", ["monai", "run", *words])
+    monkeypatch.chdir(ROOT)  # which has a bundle of that name
+    assert Path(find_bundle_root("vivim")) == other
+    monkeypatch.setattr(sys, "argv", ["monai", "run"])
+    assert find_bundle_root("vivim") == "bundles/vivim"
+
+
+def test_a_fold_with_fewer_cases_than_processes_is_refused(make_video_results, monkeypatch):
+    results = make_video_results()
+    cases = [{"image": ["a"], "label": "a"}]
+    monkeypatch.setattr(command, "cases_of_fold", lambda *arguments: cases)
+    assert command.list_cases("raw", Plan(results, "3d_fullres"), "validation") == cases
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="1 cases for validation and there are 2 processes"):
+        command.list_cases("raw", Plan(results, "3d_fullres"), "validation")
+
+
+def test_unknown_pixels_do_not_count_in_masks(make_video_results):
+    results = make_video_results()
+    dataset = json.loads((results / "dataset.json").read_text())
+    names = [name for name in dataset["labels"] if name != "background"]
+    ignored = len(names) + 1
+    dataset["labels"]["ignore"] = ignored
+    (results / "dataset.json").write_text(json.dumps(dataset))
+    truth = torch.tensor([[[0, 1, ignored, 1]]])
+    masks = ForegroundMasksd(Plan(results, "3d_fullres"))(
+        {"pred": torch.tensor([[[1, 1, 1, 0]]]), "label": truth}
+    )
+    assert masks["pred"][0].flatten().tolist() == [1, 1, 0, 0]
+    assert masks["label"][0].flatten().tolist() == [0, 1, 0, 1]
