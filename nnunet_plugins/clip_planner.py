@@ -11,10 +11,8 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 from torch import nn
 
-from nnunet_plugins.memory import training_bytes
+from nnunet_plugins.memory import USABLE_SHARE, training_bytes
 
-USABLE_SHARE = 0.85
-"""Of a GPU's memory: the rest is the driver's, the framework's and cuDNN's."""
 FRAMES = (5, 32)
 """Frames of a clip: what Vivim was published with, and what is enough; memory decides between."""
 BATCH_SIZES = (2, 8)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+USABLE_SHARE = 0.85
+"""Of a GPU's memory: the rest is the driver's, the framework's and cuDNN's."""
 AMP_SHARE = 0.6
 """Bytes of activations under float16 autocast over those in float32: halves, but for the norms."""
 BYTES_PER_WEIGHT = 16

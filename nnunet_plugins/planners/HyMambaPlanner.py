@@ -7,11 +7,9 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
     ExperimentPlanner,
 )
 
-from nnunet_plugins.memory import training_bytes
+from nnunet_plugins.memory import USABLE_SHARE, training_bytes
 from nnunet_plugins.networks.hymamba import PAPER_WIDTHS, HyMamba, stage_widths
 
-USABLE_SHARE = 0.85
-"""Of a GPU's memory: the rest is the driver's, the framework's and cuDNN's."""
 REFERENCE_BATCH = 2
 """Images that the estimate is made for, and the least that a step takes."""
 
