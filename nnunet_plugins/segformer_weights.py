@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from nnunet_plugins.bundle.training import read_weights, write_weights
+from nnunet_plugins.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from nnunet_plugins.networks import Vivim
 from nnunet_plugins.networks.released_vivim import load_segformer
 from nnunet_plugins.registry import find_class
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's red, green and blue in [0, 1], by which SegFormer's images were normalised."""
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -62,7 +61,7 @@ def vivim_weights(
     network = Vivim(channels, 2, **cls.network_options)
     new = load_segformer(network, read_weights(file))
     embed = network.encoder.stages[0].embed.proj
-    mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in (MEAN, DEVIATION))
+    mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
     if channels != 3:
         mean, deviation = mean.mean(), deviation.mean()
     with torch.no_grad():

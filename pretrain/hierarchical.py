@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_plugins.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from nnunet_plugins.networks import EndoMambaBackbone
 from nnunet_plugins.networks.base import plain
 from pretrain.mambamim import at_least_float32
@@ -23,9 +24,6 @@ from pretrain.teachers.interface import Teacher, resampled
 from pretrain.tubes import tube_visible
 from pretrain.video_decoder import VideoDecoder
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of red, green and blue in [0, 1]."""
 STD_EPS = 1e-6
 """Added to the standard deviation of a patch, as released."""
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_plugins.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.teachers.interface import FrozenTeacher
 
 PREPARATION: Mapping[str, Any] = {
@@ -24,8 +25,8 @@ PREPARATION: Mapping[str, Any] = {
     "rescale_factor": 1 / 255,
     "offset": False,
     "do_normalize": True,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
+    "image_mean": IMAGENET_MEAN,
+    "image_std": IMAGENET_STD,
 }
 """Of pixels, as in preprocessor_config.json; these values where the folder has no such file."""
 PREPARATIONS = ("video_preprocessor_config.json", "preprocessor_config.json")

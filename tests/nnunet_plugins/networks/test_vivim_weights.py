@@ -8,10 +8,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from nnunet_plugins.networks import Vivim
 from nnunet_plugins.networks.released import vivim_from_released
 from nnunet_plugins.networks.released_vivim import load_segformer
-from nnunet_plugins.segformer_weights import DEVIATION, MEAN, vivim_weights
+from nnunet_plugins.segformer_weights import vivim_weights
 from nnunet_plugins.trainers.VivimTrainer import VivimTrainer
 
 SEGFORMER = "encoder.downsample_layers."
@@ -176,7 +177,8 @@ def test_nnunet_starts_from_a_segformer_and_sees_what_it_saw(segformer, tmp_path
     taught = new_network()
     load_segformer(taught, segformer)
     image, shape = torch.rand(1, 3, 64, 64), (1, 3, 1, 1)
-    normalised = (image - torch.tensor(MEAN).view(shape)) / torch.tensor(DEVIATION).view(shape)
+    mean, std = (torch.tensor(x).view(shape) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    normalised = (image - mean) / std
     ours, theirs = (
         n.encoder.stages[0].embed.proj(x)[..., 2:-2, 2:-2]
         for n, x in ((network, image), (taught, normalised))
