@@ -18,7 +18,7 @@ from mamba_kernels.dispatch import refuse_create_graph
 from mamba_kernels.native.library import DTYPES, Call, Conv, changed_in_place
 
 MOST_TAPS = 8  # MK_TAPS of api.h
-SLAB, SMALL_SLAB, FEW_TASKS = 64, 16, 16  # channels of a task: usual, and where tasks are few
+SLAB, SMALL_SLAB, FEW_TASKS = 64, 16, 8  # channels of a task: usual, and where tasks are few
 
 
 def refuses(

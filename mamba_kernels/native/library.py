@@ -6,6 +6,7 @@ The library knows neither Python nor torch, so one file serves every version of 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CHUNK = 16  # tokens between the states that are kept for a backward pass: MK_CHUNK
 BLOCK = 16  # channels are padded to a multiple of it where states are kept: MK_BLOCK
 WORK_PER_THREAD = 1 << 18  # less is done before another thread has started
+WORK_PER_TEAM = 1 << 15  # less is done before a team that stands ready has begun
 
 
 class Layout:
@@ -72,6 +74,7 @@ def load(path: Path) -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(path))
         library.mk_isa.restype = c_char_p
         library.mk_isa.argtypes = [c_int64]
+        library.mk_use_team.argtypes = [c_void_p]
         library.mk_exp.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_int64]
         for name, numbers in FUNCTIONS.items():
             function = getattr(library, name)
@@ -86,6 +89,39 @@ def load(path: Path) -> ctypes.CDLL | str:
 
 
 LIBRARY = load(Path(__file__).parent / NAMES.get(sys.platform, "libmambamed_kernels.so"))
+
+
+def torch_team() -> int | None:
+    """Address of the function by which torch's own OpenMP threads work, or None if it has none.
+
+    They spin for a while when their work is done: threads of ours would have to wait for them.
+    """
+    name = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib"}.get(sys.platform)
+    try:
+        torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / str(name)))
+        return ctypes.cast(torch_library.GOMP_parallel, c_void_p).value
+    except (OSError, AttributeError):
+        return None
+
+
+class Team:
+    """Whether torch's threads do the work: not in a forked process, where they do not exist."""
+
+    def __init__(self) -> None:
+        self.ready = False
+        if not isinstance(LIBRARY, str):
+            self.use(torch_team())
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=lambda: self.use(None))
+
+    def use(self, function: int | None) -> None:
+        """Have the threads work that a function of `torch_team` calls, or with None own ones."""
+        assert not isinstance(LIBRARY, str)
+        LIBRARY.mk_use_team(function)
+        self.ready = function is not None
+
+
+TEAM = Team()
 
 
 def missing() -> str | None:
@@ -182,7 +218,11 @@ def _run(function: str, work: int, *arguments: bytes | int) -> None:
         MemoryError: There is no room for scratch.
         ValueError: The order is no permutation.
     """
-    threads = min(torch.get_num_threads(), 1 + work // WORK_PER_THREAD)
+    threads = torch.get_num_threads()
+    if not TEAM.ready:
+        threads = min(threads, 1 + work // WORK_PER_THREAD)
+    elif work < WORK_PER_TEAM:
+        threads = 1
     failed = getattr(LIBRARY, function)(*arguments, _CHOSEN.instruction_set, threads)
     if failed == 1:
         raise MemoryError(f"{function}: no memory for {threads} threads' scratch: free some")

@@ -59,8 +59,9 @@ def _new_outputs(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     p, keep = Lists(*args[:-1]), args[-1]
     u, k, n = p.u[0], len(p.delta), p.A[0].shape[1]
     kept = k * kept_size(u, p.A[0], p.B[0]) if keep else 0
+    dtype = torch.float32 if u.dtype == torch.float16 else u.dtype
     return (
-        torch.empty_like(u, dtype=torch.float32),
+        torch.empty_like(u, dtype=dtype),
         u.new_empty(k, *u.shape[:2], n, dtype=torch.float32),
         u.new_empty(kept, dtype=torch.float32),
     )

@@ -196,6 +196,24 @@ def test_a_step_of_minus_infinity_is_none(instruction_set):
     assert_same({"y": got}, {"y": selective_scan(**x, backend="reference")})
 
 
+def test_torchs_threads_and_own_ones_give_the_same_bits(threads):
+    x, team = inputs(b=2, d=300, l=200), library.torch_team()
+    threads(3)
+    ours = selective_scan(**x)
+    library.TEAM.use(None)
+    try:
+        own = selective_scan(**x)
+    finally:
+        library.TEAM.use(team)
+    assert torch.equal(ours, own)
+    assert library.TEAM.ready == (team is not None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings GOMP_parallel on Linux")
+def test_torchs_threads_are_found():
+    assert library.torch_team()
+
+
 def test_a_forked_process_can_scan(threads):
     """nnU-Net's workers are forks of a process that has scanned."""
     code = (

@@ -107,6 +107,9 @@ MK_EXPORT const char *mk_isa(int64_t i) {
     return ISAS[i].works() ? ISAS[i].name : "";
 }
 
+// Have the threads of a team work, or, with null, threads of our own.
+MK_EXPORT void mk_use_team(mk::Team team) { mk::team = team; }
+
 // Each returns a Result.
 MK_EXPORT int64_t mk_scan_forward(const MkScan *p, int64_t isa, int64_t threads) {
     const MkKernels &k = *ISAS[isa].kernels;
