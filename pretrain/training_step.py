@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import GradientAccumulationPlugin, send_to_device
 from torch import Tensor, nn
 
@@ -168,6 +169,15 @@ class TrainingStep:
         elif self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
         self.optimizer.zero_grad()
+
+
+def main_process_first(settings: Settings) -> AbstractContextManager[None]:
+    """What stands inside is done by the main process, and by the others when that is done.
+
+    Raises:
+        ValueError: As `TrainingStep`.
+    """
+    return PartialState(cpu=_on_cpu(settings)).main_process_first()
 
 
 def _on_cpu(settings: Settings) -> bool:

@@ -20,6 +20,7 @@ from pretrain.teachers.features import FeatureTeacher
 from pretrain.teachers.interface import Teacher
 from pretrain.teachers.located import LocatedClips
 from pretrain.teachers.opening import KINDS, open_teacher
+from pretrain.training_step import main_process_first
 from pretrain.videos import ClipSettings, Findings, VideoClips, describe, find_videos, first_pass
 
 CHANNELS = 3
@@ -84,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         run.check_objective("endomamba")
     else:
         run.check_new()
-    findings = _findings(args, folder)
+    with main_process_first(settings):  # the others find in its cache what it has seen
+        findings = _findings(args, folder)
     clips = _clips(args, findings, clip_settings, options.get("side"), folder)
     teacher = _teacher(args.teacher, findings, clip_settings)
     dataset: Samples = LocatedClips(clips) if isinstance(teacher, FeatureTeacher) else clips
