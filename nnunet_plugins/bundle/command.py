@@ -96,21 +96,20 @@ def list_videos(source: str) -> list[dict]:
 def list_labelled_videos(
     table: str, target: Target, classes: Sequence[str], part: str, fold: int = 0
 ) -> list[dict]:
-    """`videos_of_part`, ending the command if there are none."""
+    """`videos_of_part`, ending the command if there are none, or fewer than processes."""
     with one_sentence():
-        return videos_of_part(table, target, classes, part, fold)
+        videos = videos_of_part(table, target, classes, part, fold)
+        _check_processes(len(videos), f"{table} has {len(videos)} videos for {part}")
+        return videos
 
 
 def list_cases(folder: str, plan: Plan, part: str, fold: int | str = 0) -> list[dict]:
     """`cases_of_fold`, ending the command if there are none, or fewer than processes."""
     with one_sentence():
         cases = cases_of_fold(folder, plan, part, fold)
-        processes = int(os.environ.get("WORLD_SIZE", 1))
-        if len(cases) < processes:
-            raise ValueError(
-                f"fold {fold} has {len(cases)} cases for {part} and there are {processes} "
-                "processes; start fewer with --nproc_per_node, or train with --fold all"
-            )
+        _check_processes(
+            len(cases), f"fold {fold} has {len(cases)} cases for {part}", ", or take --fold all"
+        )
         return cases
 
 
@@ -130,6 +129,16 @@ def run(engine: Engine) -> None:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _check_processes(found: int, what: str, or_else: str = "") -> None:
+    """Every process needs something to work on."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if found < processes:
+        raise ValueError(
+            f"{what} and there are {processes} processes; start fewer with --nproc_per_node"
+            f"{or_else}"
+        )
 
 
 @contextlib.contextmanager

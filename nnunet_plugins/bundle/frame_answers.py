@@ -82,6 +82,9 @@ class SavedAnswersd(MapTransform):
 
     def _saved(self, video: SampledVideo, logits: Iterator[Tensor]) -> VideoResult:
         file = self.output_dir / f"{video.name}.csv"
+        if self.kind == "classification" and file.name == SUMMARY:
+            said = f"{video.path} would be answered in {SUMMARY}, which lists all; rename the video"
+            return VideoResult(video.path, file, error=said)
         column = "phase" if self.kind == "phase" else "class"
         total, count = torch.zeros(len(self.classes)), 0
         partial = file.with_name(f".{file.name}.partial")

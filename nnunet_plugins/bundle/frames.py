@@ -122,7 +122,9 @@ class PlannedVideo:
     @property
     def notes(self) -> list[str]:
         """What was converted or lost, a sentence each; complete after the last frame."""
-        return self.stream.notes
+        stride = self.frames.plan.dataset.get("stride", 1)
+        trained = f"the network was trained on every {stride}th frame and asked about every one"
+        return self.stream.notes + ([trained] if stride > 1 else [])
 
     def announced(self) -> int | None:
         """Frames that there should be, None if the file does not say."""

@@ -142,7 +142,7 @@ class FrameStream:
             names.add(file.stem)
             image = load_image(file)
             self._note_mode(image)
-            yield file.stem, np.asarray(image.convert("RGB"))
+            yield file.stem, np.array(image.convert("RGB"))
 
     def _note_mode(self, image: Image.Image) -> None:
         if image.mode in ("L", "1", "LA"):

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from nnunet_plugins.data.cases import CaseRecord, Cutting
@@ -16,6 +16,7 @@ from nnunet_plugins.data.from_videos import (
 from nnunet_plugins.data.leaks import ALIKE, check_leaks, dataset_of
 from nnunet_plugins.data.masks import LabelScheme
 from nnunet_plugins.data.sources import find_videos
+from nnunet_plugins.data.tables import Row, list_rows, write_table
 from nnunet_plugins.data.to_videos import write_predictions
 
 LAYOUTS = (
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mambamed dataset`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add_from_videos(actions.add_parser("from-videos", help="videos and masks to a raw dataset"))
+    _add_table(actions.add_parser("table", help="list videos in a table, with a split if wanted"))
     _add_images(actions.add_parser("images", help="videos alone to a folder for nnUNetv2_predict"))
     _add_to_videos(actions.add_parser("to-videos", help="predictions to masks and overlay videos"))
     _add_check_leak(actions.add_parser("check-leak", help="patients or pictures in both parts"))
@@ -37,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Run one action and return its exit status."""
     actions = {
         "from-videos": _from_videos,
+        "table": _table,
         "images": _images,
         "to-videos": _to_videos,
         "check-leak": _check_leak,
@@ -68,17 +71,36 @@ def _add_from_videos(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore-unlabelled", action="store_true", help="frames without a mask are not trained on"
     )
+    _add_grouping(parser)
+    parser.add_argument(
+        "--split-clips", action="store_true",
+        help="spread clips of one video over training and validation: a leak, for trials only",
+    )  # fmt: skip
+    _add_cutting(parser)
+
+
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help=LAYOUTS)
+    parser.add_argument("--out", type=Path, required=True, help="table to write, .csv or .json")
+    parser.add_argument(
+        "--classes", action="store_true",
+        help="each folder in the source is a class, with videos as above in it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--parts", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"),
+        help="shares of the patients, as 80 10 10, of each class; 0 for no such part",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    _add_grouping(parser)
+
+
+def _add_grouping(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=float, help="frame rate of folders of frames")
     parser.add_argument(
         "--group-by", metavar="REGEX",
         help=r"finds the patient in a video's name, as '^(patient\d+)'; each video is one if not "
         "given",
     )  # fmt: skip
-    parser.add_argument(
-        "--split-clips", action="store_true",
-        help="spread clips of one video over training and validation: a leak, for trials only",
-    )  # fmt: skip
-    _add_cutting(parser)
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -141,6 +163,26 @@ def _from_videos(args: argparse.Namespace) -> int:
         )
     else:
         print(f"One patient only, so no {SPLITS_JSON}: train with fold all, or --split-clips.")
+    return 0
+
+
+def _table(args: argparse.Namespace) -> int:
+    """Write a table and print how many videos and patients of each class each part has."""
+    rows = list_rows(
+        args.source,
+        classes=args.classes,
+        group_by=args.group_by,
+        fps=args.fps,
+        parts=args.parts,
+        seed=args.seed,
+    )
+    write_table(rows, args.out)
+    print(f"{args.out}: {len(rows)} videos")
+    parts: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        parts[" ".join(filter(None, (row.split, row.label))) or "no split"].append(row)
+    for name, listed in sorted(parts.items()):
+        print(f"{name}: {len(listed)} of {len({row.video.group for row in listed})} patients")
     return 0
 
 

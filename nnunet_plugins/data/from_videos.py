@@ -55,7 +55,8 @@ def convert_videos(
     if all(video.split != "train" for video in videos):
         raise ValueError("no video is of the split train; nnU-Net needs some to train on")
     with appearing_folder(folder) as partial:
-        records = _write_all(videos, partial, cutting or Cutting(), scheme)
+        cutting = cutting or Cutting()
+        records = _write_all(videos, partial, cutting, scheme)
         training = {case: record for case, record in records.items() if record.split != "test"}
         splits = _splits(training, split_clips)
         if splits:
@@ -67,6 +68,7 @@ def convert_videos(
             "file_ending": ENDING,
             "name": folder.name,
             "description": f"Videos as (t, h, w); {VIDEOS_JSON} says what each case was.",
+            "stride": cutting.stride,
         })  # fmt: skip
     return records
 

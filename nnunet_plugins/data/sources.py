@@ -109,8 +109,8 @@ def _masks_of(video: Path, folder: Path) -> Path | None:
 
 
 def _case_name(name: str) -> str:
-    """A name that nnU-Net's file names can bear."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+    """A name that nnU-Net's file names can bear: letters and digits of any script, `.` and `-`."""
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def _group(name: str, group_by: str | None) -> str:

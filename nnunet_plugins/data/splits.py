@@ -1,7 +1,8 @@
-"""Cross-validation folds that keep the cases of one patient or video together."""
+"""Folds and parts that keep the cases of one patient or video together."""
 
+import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 FOLDS = 5
 
@@ -48,3 +49,52 @@ def grouped_splits(
     return [
         {"train": sorted(groups.keys() - set(cases)), "val": sorted(cases)} for cases in held_out
     ]
+
+
+def shared_out(
+    groups: Mapping[str, str],
+    shares: Sequence[float],
+    *,
+    strata: Mapping[str, str | None] | None = None,
+    seed: int = 0,
+) -> list[list[str]]:
+    """Cases in parts of about these shares of the groups; no group is in two parts.
+
+    Each part gets a group of each stratum before the others are shared out. Which ones is drawn;
+    equal arguments give equal parts.
+
+    Args:
+        groups: Group of each case, the patient or the video.
+        shares: Of each part, positive, of any sum.
+        strata: Class of each case; a group counts as the class of its first case.
+        seed: Of the draw.
+
+    Returns:
+        Cases of each part, sorted.
+
+    Raises:
+        ValueError: If a part would have no group.
+    """
+    members: defaultdict[str, list[str]] = defaultdict(list)
+    for case, group in sorted(groups.items()):
+        members[group].append(case)
+    alike: defaultdict[str | None, list[str]] = defaultdict(list)
+    for group, cases in members.items():
+        alike[strata[cases[0]] if strata else None].append(group)
+    parts: list[list[str]] = [[] for _ in shares]
+    rng = random.Random(seed)
+    for drawn in alike.values():
+        rng.shuffle(drawn)
+        lacking = [share / sum(shares) * len(drawn) for share in shares]
+        empty = [True] * len(shares)
+        for group in drawn:
+            part = max(range(len(shares)), key=lambda i: (empty[i], lacking[i], -i))
+            parts[part] += members[group]
+            lacking[part] -= 1
+            empty[part] = False
+    if not all(parts):
+        raise ValueError(
+            f"{len(members)} patients or videos are too few to share them out into {len(shares)} "
+            "parts without a leak; name fewer parts"
+        )
+    return [sorted(part) for part in parts]

@@ -21,6 +21,7 @@ from nnunet_plugins.stream.memory import keep_freed_memory
 from nnunet_plugins.stream.network import StreamBundle
 from nnunet_plugins.stream.packing import MODES, prepared
 from nnunet_plugins.stream.pipeline import Pipeline
+from nnunet_plugins.stream.places import check_folder, check_places
 from nnunet_plugins.stream.report import Report
 from nnunet_plugins.stream.sources import Source, open_source
 from nnunet_plugins.stream.writer import GrowingVideo, write_mask
@@ -45,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="resize frames to this first"
     )
+    parser.add_argument(
+        "--stride", type=int, help="answer every so manyth frame; as in training if not given"
+    )
     parser.add_argument("--live", action="store_true", help="play a file as a camera would")
     parser.add_argument("--skip", type=int, default=0, help="frames of a file to leave out first")
     parser.add_argument("--max-frames", type=int, help="stop after so many answers")
@@ -55,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Stream and return 0; 130 after Ctrl-C, with all that was answered kept.
+    """Stream and return 0, 1 if no frame was answered; 130 after Ctrl-C, with all that was
+    answered kept.
 
     Raises:
         OSError: If a file is missing or cannot be written.
@@ -67,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
     source = open_source(args.source, live=args.live, skip=args.skip)
-    bundle = StreamBundle(args.bundle, tuple(args.size) if args.size else None)
-    device = torch.device(args.device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+    bundle = StreamBundle(args.bundle, tuple(args.size) if args.size else None, args.stride)
+    device = _device(args.device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     session = StreamingSession(prepared(bundle.network, args.dtype, device))
     if args.resume_state:
         session.load(args.resume_state)
@@ -80,23 +85,25 @@ def run(args: argparse.Namespace) -> int:
         "device": _device_name(device),
         "dtype": args.dtype,
         "threads": torch.get_num_threads(),
+        "stride": bundle.stride,
         "first_index": session.index,
     }
     with stopped_by_signals() as (stop, received):
         sink = _Sink(args, bundle, source)
         pipeline = Pipeline(source, bundle, session, sink, report, stop)
         try:
-            with _status(source, args.max_frames) as bar:
+            with _status(source, bundle.stride, args.max_frames) as bar:
                 pipeline.run(args.max_frames, lambda: _advance(bar, report, pipeline.dropped))
         finally:
-            sink.close()
-            if args.save_state and session.index:
-                session.save(args.save_state)
             figures = about | _outcome(source, pipeline, session)
-            if args.json:
-                _write_json(args.json, figures)
+            with contextlib.ExitStack() as end:  # from the last to the first, whichever fails
+                if args.json:
+                    end.callback(_write_json, args.json, figures)
+                if args.save_state and session.index:
+                    end.callback(session.save, args.save_state)
+                end.callback(sink.close)
     _say_end(args, figures, source)
-    return 128 + received[0] if received else 0
+    return 128 + received[0] if received else int(not figures["frames"])
 
 
 class _Sink:
@@ -145,7 +152,7 @@ def stopped_by_signals() -> Iterator[tuple[threading.Event, list[int]]]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("threads", "max_frames"):
+    for name in ("threads", "max_frames", "stride"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value} is none; give at least 1")
@@ -153,14 +160,30 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--size {args.size[0]} {args.size[1]} is no size; give pixels")
     if args.skip < 0:
         raise ValueError(f"--skip {args.skip} is none; give 0 or more")
+    if args.threads and args.threads > (os.cpu_count() or 1):
+        raise ValueError(f"--threads {args.threads} are more than the {os.cpu_count()} cores here")
     if args.masks:
-        args.masks.mkdir(parents=True, exist_ok=True)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+        check_folder("--masks", args.masks)
+    written = {"--out": args.out, "--json": args.json, "--save-state": args.save_state}
+    check_places(written, {"the video that is read": Path(args.source)})
 
 
-def _status(source: Source, max_frames: int | None) -> Any:
-    known = [n for n in (source.announced(), max_frames) if n is not None]
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"--device {name} cannot be used: {reason}; give cpu, or cuda:0 where there is a GPU"
+        ) from error
+    return device
+
+
+def _status(source: Source, stride: int, max_frames: int | None) -> Any:
+    announced = source.announced()
+    answers = None if announced is None else -(-announced // stride)
+    known = [n for n in (answers, max_frames) if n is not None]
     return tqdm(total=min(known, default=None), unit="frame", disable=None, leave=True)
 
 
@@ -172,6 +195,7 @@ def _advance(bar: Any, report: Report, dropped: int) -> None:
 def _outcome(source: Source, pipeline: Pipeline, session: StreamingSession) -> dict[str, Any]:
     return pipeline.report.figures() | {
         "arrived": source.health.frames,
+        "repeated": pipeline.repeated,
         "dropped": pipeline.dropped,
         "corrupt": source.health.corrupt,
         "notes": source.health.notes,
@@ -185,10 +209,12 @@ def _say_end(args: argparse.Namespace, figures: dict[str, Any], source: Source) 
     if latency is None:
         print(f"{args.source}: no frame was answered", file=sys.stderr)
         return
-    corrupt, dropped = figures["corrupt"], figures["dropped"]
+    corrupt, dropped, stride = (figures[name] for name in ("corrupt", "dropped", "stride"))
     print(
-        f"{figures['frames']} frames at {figures['fps']:.1f} FPS, latency {latency['median']:.0f} "
-        f"ms (p99 {latency['p99']:.0f})"
+        f"{figures['frames']} frames"
+        + (f", 1 of {stride}," if stride > 1 else "")
+        + f" at {figures['fps']:.1f} FPS, latency {latency['median']:.0f} ms"
+        + f" (p99 {latency['p99']:.0f})"
         + (f", {dropped} dropped for newer ones" if dropped else "")
         + (f", {corrupt} corrupt ones skipped" if corrupt else "")
         + (f": {args.out}" if args.out else "")

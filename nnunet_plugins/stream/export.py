@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mamba_kernels import use_backend
 from nnunet_plugins.stream.network import StreamBundle
+from nnunet_plugins.stream.places import check_places
 
 FORMAT = "mambamed.step.1"
 """Key of our plain JSON in the metadata of an ONNX file."""
@@ -71,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
         OSError: If the bundle has no weights or the file cannot be written.
         ValueError: If the ending is unknown, a package is missing, or the file does not agree.
     """
+    if args.size and min(args.size) < 1:
+        raise ValueError(f"--size {args.size[0]} {args.size[1]} is no size; give pixels")
+    check_places({"--out": args.out}, {})
     bundle = StreamBundle(args.bundle)
     size = tuple(args.size or bundle.image_size)
     difference = export_step(bundle.network, args.out, size, bundle.names)

@@ -53,6 +53,8 @@ class Pipeline:
         live = self.source.live
         self.frames: Handover[Arrival] = Handover(1 if live else AHEAD, newest_wins=live)
         self.answered: Handover[tuple[Arrival, Answer]] = Handover(BEHIND)
+        self.repeated = 0
+        """Frames between those that the network sees, given to the sink with the answer before."""
         self._sink_error: BaseException | None = None
 
     @property
@@ -64,6 +66,8 @@ class Pipeline:
         self, max_frames: int | None = None, after_each: Callable[[], None] = lambda: None
     ) -> None:
         """Answer frames until there are no more, so many are answered, or `stop` is set.
+
+        Of a bundle with a stride, the frames between keep the answer of the one before.
 
         Whatever was answered has been given to the sink when this returns or raises.
 
@@ -85,14 +89,19 @@ class Pipeline:
 
     def _answer_all(self, max_frames: int | None, after_each: Callable[[], None]) -> None:
         size: tuple[int, ...] | None = None
+        answer: Answer | None = None
+        due = 0
         for arrival in self.frames.taken(self.stop):
             size = size or arrival.picture.shape
             if arrival.picture.shape != size:
                 raise ValueError(_changed(arrival, size))
-            answer = self._answer(arrival)
+            if answer is not None and arrival.number < due:
+                self.repeated += 1
+            else:
+                answer, due = self._answer(arrival), arrival.number + self.bundle.stride
+                after_each()
             if not self.answered.put((arrival, answer)):
                 return  # the sink has failed
-            after_each()
             if self.report.frames == max_frames:
                 return
 

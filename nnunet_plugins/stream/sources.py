@@ -66,7 +66,8 @@ def open_source(name: str, *, live: bool = False, skip: int = 0) -> Source:
 
 def is_camera(name: str) -> bool:
     """Whether a name is that of a camera and not of a file."""
-    return name.isdigit() or name.startswith("/dev/") or "://" in name
+    device = name.startswith("/dev/") and not Path(name).is_file()  # /dev/shm holds files
+    return name.isdigit() or device or "://" in name
 
 
 class VideoFile:

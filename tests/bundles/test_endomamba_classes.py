@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nnunet_plugins.bundle.answer_scores import AnswersScore
-from nnunet_plugins.bundle.frame_answers import FrameCrossEntropy, Scored
+from nnunet_plugins.bundle.frame_answers import FrameCrossEntropy, SavedAnswersd, Scored
 from nnunet_plugins.bundle.sampled_frames import (
     RandClipd,
     RandFramesd,
@@ -121,6 +121,16 @@ def test_bad_videos_leave_nothing_and_do_not_stop_the_others(run_bundle, labelle
     assert written == [f"video_{i}.csv" for i in range(1, 6)]
 
 
+def test_a_video_is_not_called_like_the_list_of_all(labelled_videos, tmp_path):
+    (labelled_videos / "video_0.mp4").rename(labelled_videos / "videos.mp4")
+    for kind in ("classification", "phase"):
+        save = SavedAnswersd(CLASSES, kind, tmp_path / kind)
+        video = SampledVideo(labelled_videos / "videos.mp4", (32, 32))
+        result = save({"image": video, "pred": iter([torch.zeros(2)])})["pred"]
+        assert ("rename the video" in result.error) == (kind == "classification")
+        assert (tmp_path / kind / "videos.csv").exists() == (kind == "phase")
+
+
 def test_parts_are_those_of_the_table(label_table):
     parts = {
         part: {item["name"] for item in videos_of_part(label_table, "label", CLASSES, part)}
@@ -182,6 +192,19 @@ def test_a_leak_ends_the_command_in_one_sentence(labelled_videos, run_bundle, tm
     )  # fmt: skip
     assert "in train and val" in said
     assert "\n" not in said
+
+
+def test_processes_without_a_video_are_refused_in_one_sentence(
+    label_table, run_bundle, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    bundle = ROOT / "bundles/endomamba_classification"
+    said = run_bundle(
+        bundle / "configs/train.json", bundle_root=bundle, dataset_dir=label_table,
+        ckpt_dir=tmp_path / "weights", **TINY,
+    )  # fmt: skip
+    assert "has 2 videos for" in said
+    assert "there are 3 processes; start fewer with --nproc_per_node" in said
 
 
 def test_a_phase_holds_until_the_next_row(tmp_path):

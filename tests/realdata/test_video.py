@@ -1,10 +1,6 @@
 """Real videos from files to figures, by the commands of the README; run by `pytest -m realdata`."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import av
 import numpy as np
@@ -12,29 +8,10 @@ import pytest
 from PIL import Image
 
 pytestmark = pytest.mark.realdata
-BIN = Path(sys.executable).parent
 TRAINER = "VivimTrainer_small_1epochs_4iterations"
 CLASSES = (
     "vocal_folds", "other_tissue", "glottal_space", "pathology", "surgical_tool", "intubation",
 )  # fmt: skip
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Run an installed command in a folder of its own, with nnU-Net's variables."""
-    folders = {name: str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
-    environment = os.environ | {f"nnUNet_{name}": path for name, path in folders.items()}
-    environment |= {"nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-
-    def call(command: str, *arguments: object) -> str:
-        done = subprocess.run(
-            [str(BIN / command), *map(str, arguments)],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout
-
-    return call
 
 
 def test_laryngoscopies_from_frames_to_report_and_bundle(run, shared, tmp_path):

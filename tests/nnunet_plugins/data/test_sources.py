@@ -36,6 +36,13 @@ def test_videos_beside_masks(tmp_path, draw):
     assert videos["c"].fps == 12
 
 
+def test_names_may_be_in_any_script(tmp_path, draw):
+    images, _ = draw.video(0, frames=1)
+    for name in ("胃", "大腸", "größe 1", "a?b"):
+        draw.lossless(tmp_path / f"{name}.mkv", images)
+    assert {video.name for video in find_videos(tmp_path)} == {"胃", "大腸", "größe_1", "a_b"}
+
+
 def rows():
     return [
         {

@@ -172,6 +172,27 @@ def of_another_network(folder: Path) -> Path:
     return folder
 
 
+def written(name: str, content: bytes):
+    """Makes bundles with other bytes in one file."""
+
+    def make(folder: Path) -> Path:
+        (write_bundle(folder) / name).write_bytes(content)
+        return folder
+
+    return make
+
+
+def of_weights(change):
+    """Makes bundles whose model.pt holds what `change` makes of the weights."""
+
+    def make(folder: Path) -> Path:
+        file = write_bundle(folder) / "models" / "model.pt"
+        torch.save(change(torch.load(file, weights_only=True)), file)
+        return folder
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -181,6 +202,17 @@ def of_another_network(folder: Path) -> Path:
         (lambda folder: write_bundle(folder, "localization"), "neither class maps nor classes"),
         (lambda folder: edited(folder, size="huge"), "cannot be built: unknown size 'huge'"),
         (lambda folder: folder, "is no bundle"),
+        (written("configs/inference.json", b"{"), "inference.json cannot be read"),
+        (written("configs/inference.json", b"[]"), "inference.json holds no JSON object"),
+        (written("configs/inference.json", b"{}"), "inference.json has no network_def"),
+        (written("configs/dataset.json", b"{"), "dataset.json cannot be read"),
+        (written("configs/plans.json", b"{"), "plans.json cannot be read"),
+        (written("configs/plans.json", b"{}"), "plans.json is not what nnU-Net writes"),
+        (written("models/model.pt", b""), "model.pt is damaged"),
+        (written("models/model.pt", b"garbage"), "model.pt is damaged"),
+        (of_weights(lambda state: {"model": state, "path": Path("a")}), "not loaded for safety"),
+        (of_weights(lambda state: [1]), "holds no state dict"),
+        (of_weights(lambda state: {n: w / 0 for n, w in state.items()}), "training diverged"),
     ],
 )
 def test_bundles_that_cannot_be_streamed_are_refused_and_nothing_is_lost(
@@ -202,12 +234,22 @@ def test_bundles_that_cannot_be_streamed_are_refused_and_nothing_is_lost(
         ({"max_frames": 0}, "--max-frames 0 is none"),
         ({"size": [0, 5]}, "--size 0 5 is no size"),
         ({"skip": -1}, "--skip -1 is none"),
+        ({"threads": 100_000}, "--threads 100000 are more than the"),
+        ({"device": "cuda:99"}, "--device cuda:99 cannot be used"),
+        ({"device": "meta"}, "--device meta cannot be used"),
+        ({"device": "gpu"}, "--device gpu cannot be used"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(clip, bundle, tmp_path, capsys, options, message):
     options = {k: tmp_path / v if k == "out" else v for k, v in options.items()}
     assert stream(clip, bundle, **options) == 1
     assert message in capsys.readouterr().err
+
+
+def test_nothing_answered_is_no_success(clip, bundle, tmp_path, capsys):
+    assert stream(clip, bundle, skip=10, json=tmp_path / "report.json") == 1
+    assert "no frame was answered" in capsys.readouterr().err
+    assert json.loads((tmp_path / "report.json").read_text())["frames"] == 0
 
 
 def test_masks_of_a_classifier_are_refused(clip, phase_bundle, tmp_path, capsys):

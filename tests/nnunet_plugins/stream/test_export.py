@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,25 @@ def test_other_endings_are_refused_and_nothing_is_written(bundle, tmp_path, caps
     assert main(["export-step", str(bundle), "--out", str(tmp_path / "step.tflite")]) == 1
     assert "name a file .onnx or .pt2" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "step.pt2", "--size", "0", "5"], "--size 0 5 is no size"),
+        (["--out", "folder.pt2"], "is a folder; name a file"),
+        (["--out", "file/step.pt2"], "--out: nothing can be written to file"),
+    ],
+)
+def test_sizes_and_places_are_tried_before_the_work(
+    bundle, tmp_path, capsys, monkeypatch, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("folder.pt2").mkdir()
+    Path("file").touch()
+    assert main(["export-step", str(bundle), *words]) == 1
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.pt2"]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
