@@ -12,6 +12,8 @@ COMMANDS = {
     "check": ("nnunet_plugins.check", "find unreadable, non-finite and mismatched training cases"),
     "export-bundle": ("nnunet_plugins.bundle.export", "turn nnU-Net results into a MONAI bundle"),
     "evaluate": ("nnunet_plugins.evaluation.command", "score predicted videos against their masks"),
+    "label": ("nnunet_plugins.label.command", "annotation server over a folder of studies"),
+    "label-demo": ("nnunet_plugins.demo.annotation", "that server learns from a correction"),
     "stream": ("nnunet_plugins.stream.command", "a video or camera through a network as it comes"),
     "export-step": ("nnunet_plugins.stream.export", "write a network's step as ONNX or PT2 file"),
     "segformer-weights": ("nnunet_plugins.segformer_weights", "start Vivim from SegFormer"),

@@ -26,6 +26,12 @@ MAY_NOT_IMPORT = {
         "nnunet_plugins.demo",
         "nnunet_plugins.cli",
     },
+    "nnunet_plugins/label": {
+        "pretrain",
+        "nnunet_plugins.trainers",
+        "nnunet_plugins.demo",
+        "nnunet_plugins.cli",
+    },
     "nnunet_plugins/data": {"pretrain", "nnunet_plugins.trainers", "nnunet_plugins.bundle"},
     "nnunet_plugins/planners": {"pretrain", "nnunet_plugins.demo", "nnunet_plugins.trainers"},
     "pretrain": {"nnunet_plugins.trainers", "nnunet_plugins.demo", "nnunetv2"},
@@ -57,6 +63,19 @@ def test_imports_point_down(folder):
         if any(is_below(name, package) for package in forbidden)
     ]
     assert upward == []
+
+
+def test_monai_label_is_imported_by_its_server_alone():
+    server = ROOT / "nnunet_plugins" / "label" / "server"
+    foreign = {"monailabel", "fastapi", "starlette", "uvicorn", "requests_toolbelt"}
+    elsewhere = [
+        f"{source.relative_to(ROOT)} imports {name}"
+        for source in sorted((ROOT / "nnunet_plugins").rglob("*.py"))
+        if server not in source.parents
+        for name in imports(source)
+        if name.split(".")[0] in foreign or is_below(name, "nnunet_plugins.label.server")
+    ]
+    assert elsewhere == []
 
 
 def test_what_python_loads_at_start_imports_only_sys():

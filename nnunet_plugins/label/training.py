@@ -1,0 +1,232 @@
+"""A training round: a bundle's own training on labelled studies, then candidate against served."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import numpy as np
+import SimpleITK as sitk
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from nnunet_plugins.bundle.command import MENDABLE, first_cause
+from nnunet_plugins.bundle.plan import Plan
+from nnunet_plugins.bundle.training import read_weights
+from nnunet_plugins.data.clips import FrameStream
+from nnunet_plugins.label.held_out import split_studies
+from nnunet_plugins.label.names import is_video
+from nnunet_plugins.label.scores import dice, mean_dice, verdict
+from nnunet_plugins.label.served import ServedBundle, channel_files
+from nnunet_plugins.label.shelf import Shelf
+
+FINE_TUNING = 0.1
+"""Learning rate of a round that starts from served weights, in that of the configuration."""
+
+
+@dataclass(frozen=True)
+class LabelledStudy:
+    """A study with a label that a person has finished."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a client may choose of a training round."""
+
+    epochs: int = 5
+    learning_rate: float | None = None
+    """A tenth of the configuration's if None, or all of it without served weights."""
+
+
+def train_candidate(
+    bundle: ServedBundle,
+    shelf: Shelf,
+    studies: Sequence[LabelledStudy],
+    wanted: Round,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train from the served weights, score candidate and served, keep the candidate and its report.
+
+    What is served does not change. A round that was killed goes on after its last epoch when it is
+    asked for again with the same studies, labels and options.
+
+    Raises:
+        ValueError: If there are too few studies, one cannot be read, or a training is running.
+    """
+    fitting = {s.name: s for s in studies if is_video(s.image) == bundle.of_videos}
+    shelf.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(shelf.folder / ".training", timeout=0):
+            train, held = split_studies(list(fitting), shelf.folder / "studies.json")
+            say(f"training {bundle.name} on {len(train)} studies, {len(held)} are held out")
+            served = shelf.served
+            weights = _train(bundle, shelf, [fitting[name] for name in train], served, wanted)
+            report = _compare(bundle, [fitting[name] for name in held], weights, served)
+            report |= {
+                "model": bundle.name,
+                "epochs": wanted.epochs,
+                "trained_on": train,
+                "held_out": held,
+                "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            }
+            shelf.put_candidate(read_weights(weights), report)
+            shutil.rmtree(shelf.folder / "training")
+    except Timeout as error:
+        raise ValueError(f"a training of {bundle.name} is running; wait for its end") from error
+    say(report["verdict"])
+    return report
+
+
+def with_weights(network: nn.Module, path: str) -> nn.Module:
+    """A network that starts from weights, all of them; what the configuration of a round names."""
+    network.load_state_dict(read_weights(Path(path)))
+    return network
+
+
+def _train(
+    bundle: ServedBundle,
+    shelf: Shelf,
+    studies: Sequence[LabelledStudy],
+    served: Path | None,
+    wanted: Round,
+) -> Path:
+    """Weights after the last epoch. Nothing is chosen by the held-out studies."""
+    key = _key(bundle, studies, served, wanted)
+    folder = shelf.folder / "training" / key
+    for other in (shelf.folder / "training").glob("*"):
+        if other != folder:
+            shutil.rmtree(other)
+    _write_dataset(folder / "dataset", studies, bundle.plan)
+    last = folder / "models" / "checkpoint_last.pt"
+    done = last.is_file() and _saved(last)["epoch"] >= wanted.epochs
+    if not done:
+        _run(bundle, folder, served, wanted, resume=last.is_file())
+    weights = folder / "model.pt"
+    torch.save(_saved(last)["model"], weights)
+    return weights
+
+
+def _run(
+    bundle: ServedBundle, folder: Path, served: Path | None, wanted: Round, resume: bool
+) -> None:
+    """The bundle's `configs/train.json`, with the studies as its dataset."""
+    file = bundle.folder / "configs" / "train.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    rate = wanted.learning_rate or config["learning_rate"] * (FINE_TUNING if served else 1)
+    options: dict[str, Any] = {
+        "bundle_root": str(bundle.folder),
+        "dataset_dir": str(folder / "dataset"),
+        "ckpt_dir": str(folder / "models"),
+        "output_dir": str(folder / "runs"),
+        "fold": 0,
+        "resume": resume,
+        "epochs": wanted.epochs,
+        "warmup": min(config["warmup"], wanted.epochs - 1),
+        "val_interval": wanted.epochs + 1,  # the held-out studies score once, at the end
+        "learning_rate": rate,
+        "device": bundle.device,
+    }
+    if served is not None:
+        options["network_def"] = {
+            "_target_": "nnunet_plugins.label.training.with_weights",
+            "network": config["network_def"],
+            "path": str(served),
+        }
+    try:
+        monai.bundle.run(config_file=str(file), logging_file=False, **options)
+    except SystemExit as end:
+        raise ValueError(str(end.code)) from end
+    except MENDABLE as error:
+        raise ValueError(str(first_cause(error))) from error
+
+
+def _compare(
+    bundle: ServedBundle, studies: Sequence[LabelledStudy], candidate: Path, served: Path | None
+) -> dict[str, Any]:
+    """Dice of candidate and served weights on held-out studies, through the whole prediction."""
+    scores: dict[str, dict[str, Any]] = {}
+    for part, weights in (("candidate", candidate), ("served", served)):
+        if weights is not None:
+            scores[part] = {s.name: _score(bundle, s, weights) for s in studies}
+    means = {part: mean_dice(of_part.values()) for part, of_part in scores.items()}
+    return {
+        "dice": scores,
+        "mean_dice": means,
+        "better": _better(means),
+        "verdict": verdict(means["candidate"], means.get("served")),
+    }
+
+
+def _better(means: Mapping[str, float | None]) -> bool | None:
+    candidate, served = means["candidate"], means.get("served")
+    return None if candidate is None or served is None else candidate > served
+
+
+def _score(bundle: ServedBundle, study: LabelledStudy, weights: Path) -> dict[str, float | None]:
+    with tempfile.TemporaryDirectory() as out:
+        prediction = bundle.segment(study.image, Path(out) / "labels", weights)
+        return dice(study.label, prediction.file, bundle.plan.foreground)
+
+
+def _key(
+    bundle: ServedBundle, studies: Sequence[LabelledStudy], served: Path | None, wanted: Round
+) -> str:
+    """What tells one round from another: names, sizes and times of all files, and the options."""
+    files = [f for s in studies for f in (s.image, s.label)] + ([served] if served else [])
+    facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    text = json.dumps([str(bundle.folder), facts, wanted.epochs, wanted.learning_rate])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _write_dataset(folder: Path, studies: Sequence[LabelledStudy], plan: Plan) -> None:
+    """The studies as an nnU-Net raw dataset, linked where the format is the plan's."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for number, study in enumerate(studies):
+        name = f"study_{number:05d}"
+        if is_video(study.image):
+            _write_frames(study.image, folder / "imagesTr" / name, plan.file_ending)
+        else:
+            for index, file in enumerate(channel_files(study.image, plan)):
+                _put(file, folder / "imagesTr" / f"{name}_{index:04d}{plan.file_ending}")
+        _put(study.label, folder / "labelsTr" / f"{name}{plan.file_ending}")
+    names = [f"study_{number:05d}" for number in range(len(studies))]
+    dataset = plan.dataset | {"numTraining": len(studies)}
+    (folder / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
+    splits = [{"train": names, "val": names[:1]}]
+    (folder / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
+
+
+def _put(file: Path, target: Path) -> None:
+    if not file.name.lower().endswith(target.name.partition(".")[2]):
+        sitk.WriteImage(sitk.ReadImage(str(file)), str(target))
+        return
+    try:
+        os.link(file, target)
+    except OSError:  # another file system
+        shutil.copyfile(file, target)
+
+
+def _write_frames(video: Path, stem: Path, ending: str) -> None:
+    """A video as volumes (t, h, w), one a colour, as `mambamed dataset from-videos` writes it."""
+    frames = np.stack([frame for _, frame in FrameStream(video)])
+    for channel in range(frames.shape[-1]):
+        volume = sitk.GetImageFromArray(np.ascontiguousarray(frames[..., channel]))
+        sitk.WriteImage(volume, f"{stem}_{channel:04d}{ending}")
+
+
+def _saved(checkpoint: Path) -> dict[str, Any]:
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)
