@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("label_demo"), help="folder for all")
     parser.add_argument("--cases", type=int, default=10, help="phantoms; %(default)s")
     parser.add_argument(
-        "--epochs", type=int, default=36, help="of the bundle, before it is served; %(default)s"
+        "--epochs", type=int, default=50, help="of the bundle, before it is served; %(default)s"
     )
     parser.add_argument(
         "--round-epochs", type=int, default=8, help="of the training round; %(default)s"

@@ -27,7 +27,7 @@ ARCHITECTURE = {
     "n_conv_per_stage_decoder": [2, 2],
 }
 PLANNED = {
-    "batch_size": 1,
+    "batch_size": 2,
     "patch_size": [28, 40, 48],
     "spacing": [7.0, 8.0, 8.0],
     "median_image_size_in_voxels": [24.0, 33.0, 40.0],

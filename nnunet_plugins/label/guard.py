@@ -8,9 +8,8 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, NoReturn
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from nnunet_plugins.label.tokens import same
 
@@ -19,7 +18,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-COOKIE = "mambamed_label"
 LARGEST_REQUEST = 2**20
 """Bytes of a request that carries no file."""
 PATIENCE = 60.0
@@ -47,9 +45,9 @@ class Refusal(Exception):
 class Guard:
     """An ASGI application that lets requests with the token through to another.
 
-    The token comes as `Authorization: Bearer TOKEN`, or, in a browser, by the address `/?token=`,
-    which leaves a cookie and sends the browser on to `/`. Pages of other origins are refused even
-    with the cookie. There is no CORS header at all, so browsers give nothing to other pages.
+    The token comes as `Authorization: Bearer TOKEN` alone: a query ends in logs, and browsers send
+    the cookies of one server to all that share its host. There is no CORS header, so browsers give
+    nothing to pages of other origins, and what these send is refused.
 
     Args:
         app: What is served.
@@ -80,9 +78,6 @@ class Guard:
         answer = _Answer(scope, send)
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         try:
-            if self._arrives_with_token(scope):
-                await answer.move_on(self.token)
-                return
             if scope["method"] not in ("GET", "HEAD") or scope["path"] not in self.open_paths:
                 self._check_token(headers)
             _check_origin(headers)
@@ -96,18 +91,9 @@ class Guard:
         finally:
             answer.log()
 
-    def _arrives_with_token(self, scope: Scope) -> bool:
-        """Whether this is a browser that was given the address with the token."""
-        if scope["method"] != "GET" or scope["path"] != "/":
-            return False
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
-        return len(given) == 1 and same(given[0], self.token)
-
     def _check_token(self, headers: dict[str, str]) -> None:
         kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer":
-            given = _cookie(headers.get("cookie", ""))
-        if not same(given.strip(), self.token):
+        if kind.lower() != "bearer" or not same(given.strip(), self.token):
             raise Refusal(
                 401,
                 "this server wants its token; send the header Authorization: Bearer TOKEN, or open "
@@ -184,28 +170,13 @@ class _Answer:
         await self({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await self({"type": "http.response.body", "body": body})
 
-    async def move_on(self, token: str) -> None:
-        """Send a browser to the first page, with the cookie."""
-        cookie = f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"
-        headers = [(b"location", b"/"), (b"set-cookie", cookie.encode())]
-        await self({"type": "http.response.start", "status": 303, "headers": headers})
-        await self({"type": "http.response.body", "body": b""})
-
     def log(self) -> None:
-        """One line; never the query, which may hold the token."""
+        """One line; never the query, which may name a patient."""
         client = (self.scope.get("client") or ("?",))[0]
         milliseconds = 1000 * (time.monotonic() - self.began)
         path = self.scope["path"].encode("unicode_escape").decode()
         logger.info("%s %s %s %d %.0f ms", client, self.scope["method"], path, self.status,
                     milliseconds)  # fmt: skip
-
-
-def _cookie(header: str) -> str:
-    try:
-        cookie = SimpleCookie(header).get(COOKIE)
-    except CookieError:
-        return ""
-    return cookie.value if cookie else ""
 
 
 def _check_origin(headers: dict[str, str]) -> None:

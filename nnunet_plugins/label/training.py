@@ -63,9 +63,12 @@ def train_candidate(
     asked for again with the same studies, labels and options.
 
     Raises:
-        ValueError: If there are too few studies, one cannot be read, or a training is running.
+        ValueError: If there are too few studies, one cannot be read or has a label of another task,
+            or a training is running.
     """
     fitting = {s.name: s for s in studies if is_video(s.image) == bundle.of_videos}
+    for study in fitting.values():
+        _check_values(study, bundle.plan)
     shelf.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(shelf.folder / ".training", timeout=0):
@@ -208,6 +211,21 @@ def _write_dataset(folder: Path, studies: Sequence[LabelledStudy], plan: Plan) -
     (folder / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
     splits = [{"train": names, "val": names[:1]}]
     (folder / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
+
+
+def _check_values(study: LabelledStudy, plan: Plan) -> None:
+    """A label of another task would end the training, or be learned as what it is not."""
+    known = {
+        v for values in plan.dataset["labels"].values() for v in np.atleast_1d(values).tolist()
+    }
+    found = np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(study.label)))).tolist()
+    unknown = [f"{value:g}" for value in found if value not in known]
+    if unknown:
+        raise ValueError(
+            f"the final label of {study.name} has the value {unknown[0]}, which the network does "
+            f"not know (it knows {', '.join(map(str, sorted(known)))}); correct the label, or keep "
+            "studies of other tasks in a folder of their own"
+        )
 
 
 def _put(file: Path, target: Path) -> None:

@@ -59,7 +59,7 @@ def _announce(app: LabelApp, address: tuple, token: str | None) -> None:
             "reverse proxy with TLS stand before 127.0.0.1 instead (the app's docs/README.md)",
             file=sys.stderr,
         )
-    print(f"Address  http://{shown}:{port}/" + (f"?token={token}" if token else ""))
+    print(f"Address  http://{shown}:{port}/" + (f"#token={token}" if token else ""))
     if token:
         print(f"Token    {token}, as the header Authorization: Bearer TOKEN")
     print("Ctrl-C ends the server.", flush=True)

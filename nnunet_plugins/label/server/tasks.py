@@ -219,13 +219,13 @@ class BatchInfer:
             "unlabeled": datastore.get_unlabeled_images,
         }[which]()
         done = {}
-        for name in sorted(names):
+        for number, name in enumerate(sorted(names), start=1):
             try:
                 infer({"model": request["model"], "image": name, "save_label": True})
                 done[name] = "done"
             except ValueError as error:
                 done[name] = str(error)
-            print(f"{name}: {done[name]}", flush=True)
+            print(f"{number}/{len(names)} {name}: {done[name]}", flush=True)
         return done
 
 

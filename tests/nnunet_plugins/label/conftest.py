@@ -132,7 +132,7 @@ def running(studies: Path, *options: str) -> Iterator[Server]:
             said.append(line)
             if line.startswith("Ctrl-C"):
                 break
-        found = re.search(r"Address +(http://127\.0\.0\.1:\d+)/\?token=(\S+)", "".join(said))
+        found = re.search(r"Address +(http://127\.0\.0\.1:\d+)/#token=(\S+)", "".join(said))
         assert found, "".join(said)
         yield Server(process, found[1], found[2], studies)
     finally:

@@ -63,15 +63,14 @@ def ask(app=echo, method="GET", path="/", query=b"", headers=(), body=(b"",)):
 
 
 BEARER = (("authorization", f"Bearer {TOKEN}"),)
-COOKIE = (("cookie", f"x=1; mambamed_label={TOKEN}"),)
 
 
 @pytest.mark.parametrize(
     "headers",
     [
         (), (("authorization", "Bearer"),), (("authorization", f"Bearer {TOKEN}x"),),
-        (("authorization", f"Basic {TOKEN}"),), (("cookie", "mambamed_label=b"),),
-        (("authorization", f"Bearer {TOKEN[:-1]}é"),), (("cookie", "\x00=;;="),),
+        (("authorization", f"Basic {TOKEN}"),), (("cookie", f"mambamed_label={TOKEN}"),),
+        (("authorization", f"Bearer {TOKEN[:-1]}é"),), (("cookie", f"token={TOKEN}"),),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/", "/info/", "/reload", "/logs/", "/static/x", "/openapi.json"])
@@ -82,7 +81,7 @@ def test_without_the_token_nothing_is_served(headers, path):
     assert "Authorization: Bearer" in json.loads(body)["detail"]
 
 
-@pytest.mark.parametrize("headers", [BEARER, COOKIE, (("authorization", f"bearer {TOKEN}"),)])
+@pytest.mark.parametrize("headers", [BEARER, (("authorization", f"bearer {TOKEN}"),)])
 def test_with_the_token_it_is(headers):
     status, answered, _ = ask(headers=headers)
     assert status == 200
@@ -90,20 +89,16 @@ def test_with_the_token_it_is(headers):
     assert not any(name.startswith(b"access-control") for name in answered)
 
 
-def test_a_browser_takes_the_token_from_the_address_and_loses_it_there():
-    status, answered, _ = ask(query=f"token={TOKEN}".encode())
-    assert (status, answered[b"location"]) == (303, b"/")
-    assert b"HttpOnly; SameSite=Strict" in answered[b"set-cookie"]
-    assert ask(path="/info/", query=f"token={TOKEN}".encode())[0] == 401
-    assert ask(method="POST", query=f"token={TOKEN}".encode())[0] == 401
-    assert ask(query=f"token={TOKEN}&token=b".encode())[0] == 401
+def test_a_token_in_the_address_opens_nothing():
+    for path in ("/", "/info/"):
+        assert ask(path=path, query=f"token={TOKEN}".encode())[0] == 401
 
 
-def test_pages_of_other_origins_are_refused_even_with_the_cookie():
+def test_pages_of_other_origins_are_refused_even_with_the_token():
     host = ("host", "127.0.0.1:8000")
-    own = ask(headers=(*COOKIE, host, ("origin", "http://127.0.0.1:8000")))
-    other = ask(headers=(*COOKIE, host, ("origin", "http://evil.example")))
-    null = ask(headers=(*COOKIE, host, ("origin", "null")))
+    own = ask(headers=(*BEARER, host, ("origin", "http://127.0.0.1:8000")))
+    other = ask(headers=(*BEARER, host, ("origin", "http://evil.example")))
+    null = ask(headers=(*BEARER, host, ("origin", "null")))
     assert (own[0], other[0], null[0]) == (200, 403, 403)
 
 

@@ -219,6 +219,16 @@ def test_a_round_leaves_a_scored_candidate_and_serves_what_it_did(bundle_folder,
     bundle.segment(studies[0].image, tmp_path / "out", shelf.served)
 
 
+def test_a_label_of_another_task_is_named(bundle_folder, tmp_path):
+    studies = studies_in(write_studies(tmp_path / "studies", 2, labelled=2))
+    label = sitk.ReadImage(str(studies[1].label))
+    sitk.WriteImage(sitk.Cast(label, sitk.sitkUInt8) * 0 + 64, str(studies[1].label))
+    bundle = ServedBundle(bundle_folder)
+    shelf = Shelf(tmp_path / "shelf", bundle.shipped)
+    with pytest.raises(ValueError, match=f"label of {studies[1].name} has the value 64"):
+        train_candidate(bundle, shelf, studies, Round(epochs=1))
+
+
 def test_a_bundle_without_weights_is_trained_from_scratch(bundle_folder, tmp_path):
     studies = studies_in(write_studies(tmp_path / "studies", 2, labelled=2))
     bare = shutil.copytree(bundle_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.pt"))
