@@ -301,7 +301,9 @@ def _trainers() -> Iterator[Finding]:
     """Whether a new Python process finds our trainer by name, start-up file and variables as is."""
     command = [sys.executable, "-c", _LOOKUP]
     elsewhere = tempfile.gettempdir()  # in a checkout, Python would find us without installation
-    done = subprocess.run(command, capture_output=True, text=True, cwd=elsewhere, check=False)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", cwd=elsewhere, check=False
+    )
     if done.returncode == 0:
         yield Finding("trainers", "ok", f"nnU-Net finds {TRAINER} in {_line(done.stdout)}")
         return

@@ -99,7 +99,7 @@ def test_only_the_fixed_names_stand_at_the_top():
     tracked = {
         line.split("/")[0]
         for line in __import__("subprocess")
-        .run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+        .run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8")
         .stdout.splitlines()
     }
     assert tracked <= allowed

@@ -103,7 +103,7 @@ def _train(bundle: Path, raw: Path, epochs: int, log: Path) -> None:
         log.open("w", buffering=1) as file,
         subprocess.Popen(
             command, cwd=bundle, env=environment, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
+            stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
         ) as process,
         tqdm(total=epochs, desc="training", unit="epoch") as bar,
     ):  # fmt: skip

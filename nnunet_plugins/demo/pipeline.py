@@ -283,7 +283,8 @@ def _follow(stage: Stage, environment: dict[str, str]) -> int:
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         ) as process,
         tqdm(total=stage.steps or None, desc=stage.name, unit="step") as bar,
     ):

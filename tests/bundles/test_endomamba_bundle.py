@@ -132,7 +132,7 @@ def test_the_shipped_clip_is_segmented_from_the_root_by_the_command_as_typed(tmp
     command = [sys.executable, "-m", "monai.bundle", "run", *config, "--output_dir", str(tmp_path)]
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (clip,) = (BUNDLE / "videos").iterdir()

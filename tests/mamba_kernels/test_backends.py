@@ -119,7 +119,9 @@ def test_importing_is_light():
         "import sys, torch; before = set(sys.modules); import mamba_kernels;"
         "print(*{m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
+    )
     assert done.stdout.split() == ["mamba_kernels"]
 
 

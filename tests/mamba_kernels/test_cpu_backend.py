@@ -223,7 +223,7 @@ def test_a_forked_process_can_scan(threads):
         "selective_scan(*x); child or os._exit(0); print(os.waitpid(child, 0)[1])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60, check=True
     )
     assert done.stdout.strip() == "0"
 

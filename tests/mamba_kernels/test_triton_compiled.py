@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 def test_kernels_compile_without_spills_to_few_instructions():
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRITON")}
-    run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     print(*(f"{name}: {values}" for name, values in found.items()), sep="\n")
@@ -105,7 +105,7 @@ def sass(kernel, tool, *options):
         file.write(kernel.asm["cubin"])
         file.flush()
         run = [binary, *options, file.name]
-        return subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(run, capture_output=True, encoding="utf-8", check=True).stdout
 
 
 def instructions_of_longest_loop(listing):

@@ -59,7 +59,7 @@ class NNUNet:
             env=self.environment,
             cwd=self.folder,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=False,
         )
         assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -21,7 +21,7 @@ def python(code: str, *flags: str, **environment: str) -> subprocess.CompletedPr
         [sys.executable, *flags, "-c", code],
         env=os.environ | environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
 
@@ -65,7 +65,7 @@ def test_the_start_up_file_costs_next_to_nothing():
 
 def test_without_start_up_files_the_variable_of_nnunet_does_it():
     folder = subprocess.run(
-        [sys.executable, "-m", "nnunet_plugins"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "nnunet_plugins"], capture_output=True, encoding="utf-8", check=True
     ).stdout.strip()
     code = (
         "from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as find\n"

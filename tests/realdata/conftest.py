@@ -20,7 +20,7 @@ def run(tmp_path):
     def call(command: str, *arguments: object) -> str:
         done = subprocess.run(
             [str(BIN / command), *map(str, arguments)],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+            env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout

@@ -29,7 +29,7 @@ def monai(folder: Path, *arguments: object, launcher: tuple = ("python",)) -> st
         cwd=folder,
         env=environment | {"OMP_WAIT_POLICY": "PASSIVE"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

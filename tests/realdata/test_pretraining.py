@@ -24,7 +24,7 @@ def python(*arguments: object, folder: Path) -> str:
         cwd=folder,
         env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

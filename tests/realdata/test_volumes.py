@@ -32,7 +32,7 @@ class Workspace:
             env=self.environment,
             cwd=self.folder,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=False,
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -123,8 +123,8 @@ def running(studies: Path, *options: str) -> Iterator[Server]:
     ]  # fmt: skip
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-        start_new_session=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+        env=environment, start_new_session=True,
     )  # fmt: skip
     said = []
     try:

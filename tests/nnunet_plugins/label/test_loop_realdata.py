@@ -51,7 +51,7 @@ def test_ten_real_studies_go_round_the_loop(raw, trained, tmp_path, capsys):
 
 def whole_loop(results: Path, raw: Path, work: Path, epochs: int) -> dict:
     """The loop over studies of fold 0 that were not trained on, and all Dice figures."""
-    names = json.loads((raw / "splits_final.json").read_text())[0]["val"][:STUDIES]
+    names = one_side_each(json.loads((raw / "splits_final.json").read_text())[0]["val"])
     studies = work / "studies"
     studies.mkdir()
     for name in names:
@@ -78,6 +78,12 @@ def whole_loop(results: Path, raw: Path, work: Path, epochs: int) -> dict:
     }
 
 
+def one_side_each(names: list[str]) -> list[str]:
+    """Ten hippocampi of ten subjects; 2m - 1 and 2m are the two sides of one."""
+    subjects = {(int(name[-3:]) + 1) // 2: name for name in reversed(names)}
+    return sorted(subjects.values())[:STUDIES]
+
+
 def predict_with_nnunet(results: Path, studies: Path, work: Path) -> Path:
     """What `nnUNetv2_predict_from_modelfolder` writes for the studies."""
     images = work / "nnunet_images"
@@ -90,7 +96,9 @@ def predict_with_nnunet(results: Path, studies: Path, work: Path) -> Path:
         "-nps", "1",
     ]  # fmt: skip
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return work / "nnunet"
 

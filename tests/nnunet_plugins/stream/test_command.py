@@ -278,7 +278,7 @@ def running(tmp_path, bundle):
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
     deadline = time.monotonic() + 60
     while not (out.exists() and out.stat().st_size > 5000) and time.monotonic() < deadline:

@@ -81,7 +81,7 @@ def test_an_archive_runs_without_the_networks_code(phase_bundle, tmp_path):
     torch.save({"inputs": inputs, "outputs": outputs}, tmp_path / "case.pt")
     command = [sys.executable, "-c", LOAD, str(path), str(tmp_path / "case.pt")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
 
 
