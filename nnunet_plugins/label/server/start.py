@@ -33,7 +33,7 @@ def serve(listening: socket.socket, token: str, largest_upload: int, show_token:
     _announce(app, listening.getsockname(), token if show_token else None)
     config = uvicorn.Config(
         application, log_config=None, access_log=False, server_header=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=5, timeout_keep_alive=75,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listening])
 
