@@ -28,7 +28,7 @@ def prepared(network: nn.Module, mode: str, device: torch.device) -> Any:
     """The network itself, on a device, changed for inference in one of `MODES`.
 
     Weights and outputs keep their names and shapes. On GPUs and on CPUs without oneDNN nothing is
-    packed; "mixed" needs it.
+    packed, nor are products in bfloat16 on CPUs too old for them; "mixed" needs both.
 
     Raises:
         ValueError: If the mode is unknown or "mixed" is not possible here.
@@ -37,12 +37,13 @@ def prepared(network: nn.Module, mode: str, device: torch.device) -> Any:
         raise ValueError(f"unknown arithmetic {mode!r}; use one of {', '.join(MODES)}")
     network = network.eval().to(device, torch.bfloat16 if mode == "bfloat16" else torch.float32)
     here = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if mode == "mixed" and not (here and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    bfloat16 = here and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if mode == "mixed" and not bfloat16:
         raise ValueError(
             f"products in bfloat16 on {device.type} need a CPU with AVX-512 and oneDNN; "
             "use float32, or bfloat16 on a GPU"
         )
-    if here:
+    if bfloat16 or (here and mode == "float32"):
         _pack(network, PACKED[mode])
     return network
 

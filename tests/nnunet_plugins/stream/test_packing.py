@@ -57,6 +57,13 @@ def test_mixed_is_refused_where_it_cannot_be_done(monkeypatch):
         prepared(build(), "mixed", CPU)
 
 
+def test_bfloat16_streams_on_a_cpu_too_old_to_pack_it(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    network = prepared(build(), "bfloat16", CPU)
+    assert not any(isinstance(m, PackedLayer) for m in network.modules())
+    assert StreamingSession(network).step(torch.rand(1, 3, 32, 48)).isfinite().all()
+
+
 TOLD = "from nnunet_plugins.stream.memory import keep_freed_memory as k; raise SystemExit(not k())"
 
 
