@@ -50,7 +50,7 @@ class ServedBundle:
         config = self._parser()
         if not (self.folder / "configs" / "plans.json").is_file():
             raise ValueError(f"{self.folder} names videos or frames and gives no masks to serve")
-        self.plan: Plan = self._made(config, "plan")
+        self.plan: Plan = made(config, "plan")
         first = config.get("preprocessing#transforms#0#_target_", "")
         self.of_videos = first.endswith(".OpenVideod")
         self._loaded: tuple[object, nn.Module] | None = None
@@ -98,9 +98,9 @@ class ServedBundle:
         unsure = Uncertainty(self.plan.labels.has_regions)
         with torch.no_grad():
             try:
-                item = self._made(config, "preprocessing")({"image": self._files(study)})
-                logits = self._logits(item["image"], self._made(config, "inferer"), network, unsure)
-                done = self._made(config, "postprocessing")({**item, "pred": logits})["pred"]
+                item = made(config, "preprocessing")({"image": self._files(study)})
+                logits = self._logits(item["image"], made(config, "inferer"), network, unsure)
+                done = made(config, "postprocessing")({**item, "pred": logits})["pred"]
             except MENDABLE as error:  # MONAI wraps a transform's error in its own
                 raise ValueError(str(first_cause(error))) from error
         if isinstance(done, VideoResult):
@@ -113,7 +113,7 @@ class ServedBundle:
         status = weights.stat()
         key = (weights, status.st_mtime_ns, status.st_size, status.st_ino)
         if self._loaded is None or self._loaded[0] != key:
-            network: nn.Module = self._made(self._parser(), "network_def")
+            network: nn.Module = made(self._parser(), "network_def")
             try:
                 network.load_state_dict(read_weights(weights))
             except RuntimeError as error:
@@ -159,15 +159,19 @@ class ServedBundle:
         parser.update({"bundle_root": str(self.folder), **options})
         return parser
 
-    @staticmethod
-    def _made(parser: ConfigParser, key: str) -> Any:
-        """What a configuration makes; helpers of commands, which end those, end the request."""
-        try:
-            return parser.get_parsed_content(key)
-        except SystemExit as end:
-            raise ValueError(str(end.code)) from end
-        except RuntimeError as error:
-            raise ValueError(str(first_cause(error))) from error
+
+def made(parser: ConfigParser, key: str) -> Any:
+    """What a configuration makes; helpers of commands, which end those, end the request.
+
+    Raises:
+        ValueError: If it cannot be made.
+    """
+    try:
+        return parser.get_parsed_content(key)
+    except SystemExit as end:
+        raise ValueError(str(end.code)) from end
+    except RuntimeError as error:
+        raise ValueError(str(first_cause(error))) from error
 
 
 def channel_files(study: Path, plan: Plan) -> list[Path]:

@@ -13,13 +13,12 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_plugins.bundle.command import first_cause
 from nnunet_plugins.bundle.frames import FramePlan
 from nnunet_plugins.bundle.stream_inferer import StreamInferer
 from nnunet_plugins.data.masks import LabelScheme
 from nnunet_plugins.label.opened import stamp
 from nnunet_plugins.label.seeking import SeekableVideo
-from nnunet_plugins.label.served import ServedBundle
+from nnunet_plugins.label.served import ServedBundle, made
 from nnunet_plugins.label.shelf import digest
 from nnunet_plugins.label.turns import TooMany, Turns
 from nnunet_plugins.label.uncertainty import Uncertainty
@@ -160,12 +159,7 @@ def _part(bundle: ServedBundle, name: str, key: str) -> Any:
     parser = ConfigParser()
     parser.read_config(file)
     parser.update({"bundle_root": str(bundle.folder)})
-    try:
-        return parser.get_parsed_content(key)
-    except SystemExit as end:
-        raise ValueError(str(end.code)) from end
-    except RuntimeError as error:
-        raise ValueError(str(first_cause(error))) from error
+    return made(parser, key)
 
 
 def goes_on_at(bundle: ServedBundle, draft: Draft) -> int:
