@@ -185,7 +185,7 @@ def trainer_of(blueprint: Blueprint) -> str | None:
 def _network_of(config: Path) -> nn.Module:
     """The network that a bundle's configuration defines, freshly initialised."""
     try:
-        arguments = dict(json.loads(config.read_text())["network_def"])
+        arguments = dict(json.loads(config.read_text(encoding="utf-8"))["network_def"])
         name = arguments.pop("_target_").rpartition(".")[2]
         channels, classes = (arguments.pop(key) for key in ("input_channels", "num_classes"))
         return Blueprint(name, channels, arguments).build(classes)

@@ -70,7 +70,7 @@ def read_plan(path: str | Path, configuration: str = "3d_fullres") -> Plan:
         ValueError: If the file is no plans file, or has no such three-dimensional configuration.
     """
     try:
-        plans = json.loads(Path(path).read_text())
+        plans = json.loads(Path(path).read_text(encoding="utf-8"))
         configurations = plans["configurations"]
         entry = _resolved(configurations, configuration)
         kwargs = entry["architecture"]["arch_kwargs"]

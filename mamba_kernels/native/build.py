@@ -117,7 +117,7 @@ def build(target: str, output_dir: Path) -> Path:
         jobs += [(api, "api.o", baseline)]
         if library == DLL:
             entry = Path(folder, "entry.cpp")
-            entry.write_text(DLL_ENTRY)
+            entry.write_text(DLL_ENTRY, encoding="utf-8")
             jobs += [(entry, "entry.o", baseline)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda job: zig.compile(*job), jobs))

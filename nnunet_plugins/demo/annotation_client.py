@@ -111,7 +111,7 @@ def running_server(studies: Path, bundle: Path, log: Path) -> Iterator[Client]:
         "--bundles", str(bundle), "--port", "0", "--token-file", str(secret),
     ]  # fmt: skip
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
     try:
         yield Client(_address(process, log), token)
@@ -124,14 +124,14 @@ def _address(process: subprocess.Popen, log: Path) -> str:
     """Where it listens, once it says that it is ready."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        said = log.read_text()
+        said = log.read_text(encoding="utf-8")
         found = re.search(r"Address +(http://127\.0\.0\.1:\d+)/[\s\S]*Ctrl-C", said)
         if found:
             return found[1]
         if process.poll() is not None:
             break
         time.sleep(0.2)
-    tail = "\n".join(log.read_text().splitlines()[-15:])
+    tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
     raise RuntimeError(f"the server did not start; the end of {log}:\n{tail}")
 
 

@@ -100,7 +100,7 @@ def _train(bundle: Path, raw: Path, epochs: int, log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
     with (
-        log.open("w", buffering=1) as file,
+        log.open("w", encoding="utf-8", buffering=1) as file,
         subprocess.Popen(
             command, cwd=bundle, env=environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
@@ -115,7 +115,7 @@ def _train(bundle: Path, raw: Path, epochs: int, log: Path) -> None:
                 bar.update(int(done[1]) - bar.n)
         status = process.wait()
     if status:
-        tail = "\n".join(log.read_text().splitlines()[-15:])
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
         raise RuntimeError(f"the bundle's training failed; the end of {log}:\n{tail}")
 
 

@@ -188,4 +188,4 @@ def _see(video: Video, files: tuple[str, ...], limits: Limits) -> dict[str, Any]
 
 
 def _write(file: Path, text: str) -> None:
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")

@@ -91,7 +91,7 @@ def _reason(entry: Path) -> str | None:
 
 
 def _write_text(file: Path, text: str) -> None:
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
 
 
 def _write_array(file: Path, array: NDArray[Any]) -> None:

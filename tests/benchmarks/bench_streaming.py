@@ -171,7 +171,7 @@ def endurance(steps: int) -> dict[str, object]:
 
 def resident_bytes() -> int:
     """Of this process, now; Linux only."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -142,7 +142,7 @@ def load() -> tuple[dict[str, Scan], dict[str, str]]:
 def surroundings(threads: int) -> dict[str, str]:
     """The machine, its vectors, versions, threads and the date, by name."""
     info = Path("/proc/cpuinfo")
-    words = set(info.read_text().split()) if info.exists() else set()
+    words = set(info.read_text(encoding="utf-8").split()) if info.exists() else set()
     telling = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
     flags = [flag for flag in telling if flag in words]
     versions = {}
@@ -168,7 +168,8 @@ def peak_bytes(call: Callable[[], None], device: str) -> int:
     with suppress(AttributeError):  # glibc alone has it: freed memory goes back to the system
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident now
+        # The peak is from here on what is resident now.
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError as error:
         raise Missing("only Linux tells peaks") from error
     before = _peak_resident()
@@ -177,7 +178,7 @@ def peak_bytes(call: Callable[[], None], device: str) -> int:
 
 
 def _peak_resident() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 

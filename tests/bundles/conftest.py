@@ -213,7 +213,7 @@ def phase_table(labelled_videos) -> Path:
 
 def write_lines(file: Path, *lines: str) -> Path:
     """A text file."""
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
 
 

@@ -31,7 +31,7 @@ TINY = {
 
 
 def rows_of(file: Path) -> list[list[str]]:
-    with file.open(newline="") as stream:
+    with file.open(encoding="utf-8", newline="") as stream:
         return list(csv.reader(stream))
 
 

@@ -230,7 +230,7 @@ def test_memory_is_flat_over_many_frames():
     frame = torch.randn(1, 3, 16, 16)
 
     def pages() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1])
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
 
     for _ in range(300):
         logits = session.step(frame)

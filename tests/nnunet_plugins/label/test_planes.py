@@ -250,7 +250,7 @@ class Block:
     """So many bytes of a file."""
 
     def __init__(self, file: Path) -> None:
-        self.nbytes = int(file.read_text())
+        self.nbytes = int(file.read_text(encoding="utf-8"))
 
 
 def counting(calls: list[str]) -> Callable[[Path], Block]:

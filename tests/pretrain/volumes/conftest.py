@@ -1,5 +1,6 @@
 """Small volumes of every format, made by numpy."""
 
+import locale
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,15 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def write_series(tmp_path):
+def kept_locale():
+    """GDCM's writer leaves the process with the locale C, in which Python opens files as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
+@pytest.fixture
+def write_series(tmp_path, kept_locale):
     """Writes a DICOM series of one file a slice; `positions` are those of the slices in mm."""
 
     def write_series(folder, positions, series="1.2.3", modality="CT") -> Path:

@@ -148,7 +148,7 @@ def test_crops_hold_no_map(crops):
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("this system does not list the files mapped into memory")
-    assert "volume.npy" not in maps.read_text()
+    assert "volume.npy" not in maps.read_text(encoding="utf-8")
     assert all(sample["volume"].untyped_storage().nbytes() == 4 * 8 * 10 * 12 for sample in kept)
 
 
