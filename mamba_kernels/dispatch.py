@@ -63,8 +63,9 @@ class Backend(Generic[Function]):
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Autocast switched off on `device`, where it has any; torch's meta device has none."""
-    if torch.amp.is_autocast_available(device.type):
+    """Autocast switched off on `device`, where it is on; torch's meta device has none."""
+    available = torch.amp.is_autocast_available(device.type)
+    if available and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
