@@ -164,6 +164,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--threads {args.threads} are more than the {os.cpu_count()} cores here")
     if args.masks:
         check_folder("--masks", args.masks)
+        goes_on = args.skip or args.resume_state
+        if not goes_on and (older := sum(1 for _ in args.masks.glob("*.png"))):
+            raise ValueError(
+                f"--masks {args.masks} holds {older} masks already, which would mix with these; "
+                "name an empty folder, or go on with --skip or --resume-state"
+            )
     written = {"--out": args.out, "--json": args.json, "--save-state": args.save_state}
     check_places(written, {"the video that is read": Path(args.source)})
 

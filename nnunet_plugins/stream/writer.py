@@ -1,6 +1,8 @@
 """Files that grow while a stream runs and hold what was written whenever it ends."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -53,15 +55,28 @@ class GrowingVideo:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
         self._last = max(self._last + 1, round(seconds / CLOCK))
         frame.pts, frame.time_base = self._last, CLOCK
-        self._container.mux(self._stream.encode(frame))
+        with self._named():
+            self._container.mux(self._stream.encode(frame))
         self.frames += 1
 
     def close(self) -> None:
         """Write what the encoder still holds, and end the file."""
         if self._container is not None:
-            self._container.mux(self._stream.encode(None))
-            self._container.close()
-            self._container = None
+            container, self._container = self._container, None
+            with self._named():
+                container.mux(self._stream.encode(None))
+                container.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the file in errors, which PyAV does not."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(
+                f"{self.path} cannot be written ({reason}); what was written before plays"
+            ) from error
 
     def _open(self, height: int, width: int) -> None:
         self._container = av.open(str(self.path), "w", format="mp4", container_options=FRAGMENTS)

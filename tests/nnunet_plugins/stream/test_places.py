@@ -86,3 +86,23 @@ def test_what_fails_at_the_end_leaves_the_rest(clip, bundle, tmp_path, monkeypat
     assert stream(clip, bundle, **options) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert json.loads(report.read_text())["frames"] == 10
+
+
+def test_a_full_disk_is_named_with_the_file(clip, bundle, tmp_path, capsys):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    out = tmp_path / "overlay.mp4"
+    out.symlink_to("/dev/full")
+    assert stream(clip, bundle, out=out) == 1
+    error = capsys.readouterr().err
+    assert f"{out} cannot be written" in error
+    assert "No space left on device" in error
+
+
+def test_masks_do_not_mix_with_those_of_another_run(clip, bundle, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    assert stream(clip, bundle, masks=masks, max_frames=2) == 0
+    before = {file.name: file.read_bytes() for file in masks.iterdir()}
+    assert stream(clip, bundle, masks=masks) == 1
+    assert "holds 2 masks already" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in masks.iterdir()} == before
