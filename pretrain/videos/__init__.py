@@ -9,7 +9,7 @@ clips[0]["clip"]  # float32 (3, 16, 224, 224), RGB in [0, 1]
 
 from pretrain.videos.cache import FrameCache
 from pretrain.videos.clips import VideoClips
-from pretrain.videos.first_pass import Findings, Kept, LeftOut, describe, first_pass
+from pretrain.videos.first_pass import Findings, Kept, describe, first_pass
 from pretrain.videos.inspection import Limits, UnusableVideo
 from pretrain.videos.settings import ClipSettings
 from pretrain.videos.sources import Video, find_videos
@@ -19,7 +19,6 @@ __all__ = [
     "Findings",
     "FrameCache",
     "Kept",
-    "LeftOut",
     "Limits",
     "UnusableVideo",
     "Video",

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nnunet_plugins.data.clips import Frame
+from pretrain.looking import LeftOut
 from pretrain.videos.augmentation import View, render
 from pretrain.videos.cache import FrameCache
-from pretrain.videos.first_pass import Findings, Kept, LeftOut
+from pretrain.videos.first_pass import Findings, Kept
 from pretrain.videos.open_videos import OpenVideos
 from pretrain.videos.settings import ClipSettings
+from pretrain.videos.sources import Video
 
 
 class Place(NamedTuple):
@@ -107,7 +109,7 @@ class VideoClips(Dataset[dict[str, Tensor]]):
         """The video and the frames that a clip of this epoch comes from."""
         return self.drawn(index)[0]
 
-    def left_out(self) -> tuple[LeftOut, ...]:
+    def left_out(self) -> tuple[LeftOut[Video], ...]:
         """Videos of the findings that are shorter than a clip."""
         return tuple(
             LeftOut(kept.video, self._too_short(kept))

@@ -2,24 +2,20 @@
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-from tqdm import tqdm
+from typing import Any
 
 from pretrain.entries import publish
 from pretrain.fingerprints import content_of, digest, identity_of
+from pretrain.looking import LeftOut, OnBad, look_through
 from pretrain.videos.inspection import Inspection, Limits, UnusableVideo, inspect
 from pretrain.videos.sources import Video
 
 FORMAT = 1
 """Raised when what is stored of a video changes."""
 FOUND = "found.json"
-NAMED = 10
-"""So many bad videos are named in an error."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +41,11 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A video that is not used, and the reason."""
-
-    video: Video
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.video}: {self.reason}"
-
-
-@dataclass(frozen=True)
 class Findings:
     """What the first pass found, in the order of the videos."""
 
     kept: tuple[Kept, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[LeftOut[Video], ...]
     limits: Limits
 
     @property
@@ -89,7 +74,7 @@ def first_pass(
     cache: Path | str,
     *,
     limits: Limits | None = None,
-    on_bad: Literal["leave_out", "stop"] = "leave_out",
+    on_bad: OnBad = "leave_out",
     workers: int = 4,
 ) -> Findings:
     """Decode every video once, with a progress bar, and remember what was seen.
@@ -109,25 +94,10 @@ def first_pass(
         OSError: If the cache cannot be written.
     """
     limits = limits or Limits()
-    if on_bad not in ("leave_out", "stop"):
-        raise ValueError(f"on_bad is {on_bad!r}; give 'leave_out' or 'stop'")
     look = partial(_look, limits=limits, cache=Path(cache))
-    pool = ThreadPoolExecutor(max(1, workers))
-    try:
-        looks = pool.map(look, videos)
-        found = list(
-            tqdm(looks, desc="Checking videos", total=len(videos), unit="video", disable=None)
-        )
-    finally:
-        pool.shutdown(cancel_futures=True)
-    kept = tuple(one for one in found if isinstance(one, Kept))
-    left_out = tuple(one for one in found if isinstance(one, LeftOut))
-    if left_out and (on_bad == "stop" or not kept):
-        named = "\n".join(map(str, left_out[:NAMED]))
-        more = f"\nand {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
-        raise ValueError(f"{len(left_out)} of {len(videos)} videos cannot be used:\n{named}{more}")
-    if not kept:
-        raise ValueError("there are no videos to look through; give some")
+    kept, left_out = look_through(
+        videos, look, kind="video", title="Checking videos", on_bad=on_bad, workers=workers
+    )
     return Findings(kept, left_out, limits)
 
 
@@ -153,13 +123,13 @@ def describe(findings: Findings) -> dict[str, Any]:
             for kept in findings.kept
         ],
         "left_out": [
-            {"path": bad.video.path, "source": bad.video.source, "reason": bad.reason}
+            {"path": bad.source.path, "source": bad.source.source, "reason": bad.reason}
             for bad in findings.left_out
         ],
     }
 
 
-def _look(video: Video, limits: Limits, cache: Path) -> Kept | LeftOut:
+def _look(video: Video, limits: Limits, cache: Path) -> Kept | LeftOut[Video]:
     """What is stored of a video, stored now if it was not."""
     try:
         files = video.files

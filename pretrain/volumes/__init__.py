@@ -2,7 +2,7 @@
 
 from pretrain.volumes.cache import VolumeCache
 from pretrain.volumes.crops import VolumeCrops
-from pretrain.volumes.first_pass import Findings, Kept, LeftOut, describe, first_pass
+from pretrain.volumes.first_pass import Findings, Kept, describe, first_pass
 from pretrain.volumes.preparation import Preparation
 from pretrain.volumes.reading import UnusableScan
 from pretrain.volumes.scans import Scan, find_scans
@@ -10,7 +10,6 @@ from pretrain.volumes.scans import Scan, find_scans
 __all__ = [
     "Findings",
     "Kept",
-    "LeftOut",
     "Preparation",
     "Scan",
     "UnusableScan",

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.entries import publish
-from pretrain.volumes.first_pass import Kept, LeftOut, identity
+from pretrain.looking import LeftOut
+from pretrain.volumes.first_pass import Kept, identity
 from pretrain.volumes.preparation import Preparation, Prepared, prepare
 from pretrain.volumes.reading import UnusableScan, read_channels
+from pretrain.volumes.scans import Scan
 
 FORMAT = 1
 """Raised when what the same preparation stores changes."""
@@ -55,7 +57,7 @@ class VolumeCache:
         key = json.dumps([FORMAT, kept.identity, self.preparation.plain()], sort_keys=True)
         return self.folder / hashlib.sha256(key.encode()).hexdigest()[:32]
 
-    def left_out(self, kept: Iterable[Kept]) -> tuple[LeftOut, ...]:
+    def left_out(self, kept: Iterable[Kept]) -> tuple[LeftOut[Scan], ...]:
         """Those of the scans that proved unusable at first use, so far, in any process."""
         reasons = ((one.scan, _reason(self.entry(one))) for one in kept)
         return tuple(LeftOut(scan, reason) for scan, reason in reasons if reason)

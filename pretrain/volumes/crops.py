@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pretrain.looking import LeftOut
 from pretrain.volumes.cache import VolumeCache
-from pretrain.volumes.first_pass import Findings, LeftOut
+from pretrain.volumes.first_pass import Findings
 from pretrain.volumes.preparation import Prepared
 from pretrain.volumes.reading import Size, UnusableScan
+from pretrain.volumes.scans import Scan
 
 
 class VolumeCrops(Dataset[dict[str, Tensor]]):
@@ -83,7 +85,7 @@ class VolumeCrops(Dataset[dict[str, Tensor]]):
         seed = int(random.integers(2**63 - 1))
         return {"volume": torch.from_numpy(crop), "seed": torch.tensor(seed)}
 
-    def left_out(self) -> tuple[LeftOut, ...]:
+    def left_out(self) -> tuple[LeftOut[Scan], ...]:
         """Scans of the findings that proved unusable when they were first read, so far."""
         return self.cache.left_out(self.findings.kept)
 

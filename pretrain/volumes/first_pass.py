@@ -1,14 +1,12 @@
 """The first pass over all scans: what can be learned from, what is left out and why."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from pretrain.fingerprints import content_of, digest, identity_of
+from pretrain.looking import LeftOut, OnBad, look_through
 from pretrain.volumes.preparation import Preparation
 from pretrain.volumes.reading import (
     Size,
@@ -18,9 +16,6 @@ from pretrain.volumes.reading import (
     read_geometry,
 )
 from pretrain.volumes.scans import Scan
-
-NAMED = 10
-"""So many bad files are named in an error."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +36,11 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A scan that is not used, and the reason."""
-
-    scan: Scan
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.scan}: {self.reason}"
-
-
-@dataclass(frozen=True)
 class Findings:
     """What the first pass found, in the order of the scans, for one preparation."""
 
     kept: tuple[Kept, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[LeftOut[Scan], ...]
     preparation: Preparation
 
     @property
@@ -79,7 +63,7 @@ def first_pass(
     preparation: Preparation,
     *,
     check: Literal["headers", "voxels"] = "headers",
-    on_bad: Literal["leave_out", "stop"] = "leave_out",
+    on_bad: OnBad = "leave_out",
     workers: int = 4,
 ) -> Findings:
     """Look through all scans, with a progress bar.
@@ -97,27 +81,10 @@ def first_pass(
     """
     if check not in ("headers", "voxels"):
         raise ValueError(f"check is {check!r}; give 'headers' or 'voxels'")
-    if on_bad not in ("leave_out", "stop"):
-        raise ValueError(f"on_bad is {on_bad!r}; give 'leave_out' or 'stop'")
     look = partial(_look, preparation=preparation, voxels=check == "voxels")
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = list(
-            tqdm(
-                pool.map(look, scans),
-                desc=f"Checking {check}",
-                total=len(scans),
-                unit="scan",
-                disable=None,
-            )
-        )
-    kept = tuple(one for one in found if isinstance(one, Kept))
-    left_out = tuple(one for one in found if isinstance(one, LeftOut))
-    if left_out and (on_bad == "stop" or not kept):
-        named = "\n".join(map(str, left_out[:NAMED]))
-        more = f"\nand {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
-        raise ValueError(f"{len(left_out)} of {len(scans)} scans cannot be used:\n{named}{more}")
-    if not kept:
-        raise ValueError("there are no scans to look through; give some")
+    kept, left_out = look_through(
+        scans, look, kind="scan", title=f"Checking {check}", on_bad=on_bad, workers=workers
+    )
     return Findings(kept, left_out, preparation)
 
 
@@ -138,7 +105,7 @@ def describe(findings: Findings) -> dict[str, Any]:
             for kept in findings.kept
         ],
         "left_out": [
-            {"path": bad.scan.path, "series": bad.scan.series, "reason": bad.reason}
+            {"path": bad.source.path, "series": bad.source.series, "reason": bad.reason}
             for bad in findings.left_out
         ],
     }
@@ -149,7 +116,7 @@ def identity(scan: Scan) -> str:
     return identity_of(scan.files)
 
 
-def _look(scan: Scan, preparation: Preparation, voxels: bool) -> Kept | LeftOut:
+def _look(scan: Scan, preparation: Preparation, voxels: bool) -> Kept | LeftOut[Scan]:
     try:
         if voxels:
             read_channels(scan, preparation.channels)

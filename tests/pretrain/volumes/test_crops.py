@@ -189,7 +189,7 @@ def test_a_bad_scan_is_replaced_by_the_next_and_told_once(findings, crops, write
         warnings.simplefilter("error")
         assert same(epoch(dataset, 0, num_workers=2), replaced)
     (bad,) = dataset.left_out()
-    assert bad.scan.path == str(path)
+    assert bad.source.path == str(path)
     assert "end-of-stream" in bad.reason
 
 

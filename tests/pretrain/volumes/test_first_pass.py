@@ -144,7 +144,7 @@ def test_a_series_with_a_gap_or_of_two_volumes_is_left_out(write_series, tmp_pat
     write_series("labels", range(5), "1.4", modality="SEG")
     findings = first_pass(find_scans(tmp_path), KEEP, check="voxels")
     assert [(kept.scan.series, kept.shape) for kept in findings.kept] == [("1.1", (5, 16, 16))]
-    reasons = {bad.scan.series: bad.reason for bad in findings.left_out}
+    reasons = {bad.source.series: bad.reason for bad in findings.left_out}
     assert "2.5 to 5 mm apart" in reasons["1.2"]
     assert "0 to 2.5 mm apart" in reasons["1.3"]
     assert "0 to 2.5 mm apart" in reasons["1.5"]
