@@ -42,7 +42,7 @@ $(READY): $(INSTALLED) $(wildcard mamba_kernels/native/src/*)
 	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mambamed needs Python 3.10 to 3.13; name one: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mambamed needs Python 3.11 to 3.13; name one: make PYTHON=python3.12")'
 	@echo "Installing into .venv; this takes a few minutes and about 2 GB (more with CUDA)."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

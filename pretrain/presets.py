@@ -55,13 +55,13 @@ CLIPS: Mapping[str, Preset] = {
         },
     ),
     "quick": Preset(
-        "a small network, minutes on a CPU",
+        "a small network, less than an hour on a CPU",
         {
             "network": "endomamba_small", "frames": 8, "stride": 2, "size": (128, 128),
             "mask_ratio": 0.75, "decoder_width": 96, "decoder_depth": 2, "decoder_heads": 3,
-            "drop_path": 0.0, "clips": 400, "side": 160, "epochs": 20, "batch_size": 8, "lr": 1e-3,
+            "drop_path": 0.0, "clips": 400, "side": 160, "epochs": 60, "batch_size": 8, "lr": 2e-3,
             "warmup": 0.1, "final_lr": 1e-2, "weight_decay": 0.05, "final_weight_decay": 0.05,
-            "clip": 5.0, "workers": 0, "picture_every": 2, "precision": "auto",
+            "clip": 5.0, "workers": 0, "picture_every": 5, "precision": "auto",
         },
     ),
 }  # fmt: skip
