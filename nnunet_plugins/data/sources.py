@@ -113,16 +113,28 @@ def _case_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
-def _group(name: str, group_by: str | None) -> str:
-    if group_by is None:
-        return name
+def find_group(name: str, group_by: str) -> str | None:
+    """What a regular expression finds in a name: its first group, or all; None if it matches not.
+
+    Raises:
+        ValueError: If it is no regular expression.
+    """
     try:
         match = re.search(group_by, name)
     except re.error as error:
         raise ValueError(f"{group_by!r} is no regular expression: {error}") from error
     if not match:
-        raise ValueError(f"{group_by!r} matches nothing in {name}; it must find the patient there")
+        return None
     return match[1] if match.re.groups else match[0]
+
+
+def _group(name: str, group_by: str | None) -> str:
+    if group_by is None:
+        return name
+    found = find_group(name, group_by)
+    if found is None:
+        raise ValueError(f"{group_by!r} matches nothing in {name}; it must find the patient there")
+    return found
 
 
 def _rows(table: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from nnunet_plugins.data.sources import find_group
 from nnunet_plugins.label.catalogue import app_folder, bundle_folder
 from nnunet_plugins.label.environment import configure, problems, work_folder
 from nnunet_plugins.label.tokens import new_token, read_token
@@ -25,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nnunet", type=Path, metavar="FOLDER",
         help="also serve nnU-Net results, DatasetXXX_Name/Trainer__Plans__configuration",
+    )  # fmt: skip
+    parser.add_argument(
+        "--group-by", metavar="PATTERN",
+        help=r"finds the patient in a study's name, as '^(patient\d+)', where neither patients.csv "
+        "beside the studies nor a DICOM header tells it; no patient trains and scores a candidate",
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one; %(default)s")
@@ -73,6 +79,9 @@ def _conf(args: argparse.Namespace) -> dict[str, str]:
     conf = {"bundles": ",".join(folders)}
     if args.nnunet:
         conf["nnunet"] = str(args.nnunet.resolve())
+    if args.group_by:
+        find_group("", args.group_by)  # no expression ends here
+        conf["group_by"] = args.group_by
     return conf
 
 

@@ -117,9 +117,7 @@ def read_series(studies: Path, name: str) -> Series:
         FileNotFoundError: If there is no such folder, or no DICOM file in it.
         ValueError: If it is no series of one volume.
     """
-    folder = confined(studies, name)
-    files = sorted(folder.glob("*")) if folder.is_dir() else []
-    files = [file for file in files if file.name.lower().endswith(ENDING)]
+    files = _files(studies, name)
     if not files:
         raise FileNotFoundError(f"the study {name[:80]!r} has no folder of DICOM files")
     pairs = [(confined(studies, name, file.name), _header(file)) for file in files]
@@ -137,6 +135,18 @@ def read_series(studies: Path, name: str) -> Series:
         spacing=(columns, rows, gap),
         direction=np.stack([across, down, normal], axis=1),
     )
+
+
+def patient_of_series(studies: Path, name: str) -> str | None:
+    """PatientID of the series in a folder of the studies; None if there is none to be read."""
+    try:
+        for file in _files(studies, name)[:1]:
+            confined(studies, name, file.name)
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
+            return str(header.get("PatientID") or "").strip() or None
+    except (InvalidDicomError, OSError, ValueError, TypeError, EOFError):
+        pass  # `import_series` has said so
+    return None
 
 
 def read_volume(series: Series) -> sitk.Image:
@@ -170,6 +180,12 @@ def _import(studies: Path, folder: Path, temporary: Path) -> None:
         os.replace(partial, studies / f"{name}.nii.gz")
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _files(studies: Path, name: str) -> list[Path]:
+    folder = confined(studies, name)
+    files = sorted(folder.glob("*")) if folder.is_dir() else []
+    return [file for file in files if file.name.lower().endswith(ENDING)]
 
 
 def _header(file: Path) -> pydicom.Dataset:

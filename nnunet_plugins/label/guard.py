@@ -128,7 +128,7 @@ class _Counted:
             return await self.receive()
         try:
             message = await asyncio.wait_for(self.receive(), PATIENCE)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self._end(Refusal(408, f"nothing came for {PATIENCE:.0f} seconds; send it again"))
         self.complete = not message.get("more_body", False)
         self.left -= len(message.get("body", b""))

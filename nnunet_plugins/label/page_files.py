@@ -23,6 +23,7 @@ MODULES = (
     "overlay",
     "pane",
     "pictures",
+    "readout",
     "studies",
     "viewer",
 )

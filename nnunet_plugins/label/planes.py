@@ -3,7 +3,7 @@
 Axes of all arrays: z from feet to head, y from front to back, x from the patient's right to left.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,16 @@ _OPPOSITE = dict(zip("LRPASI", "RLAPIS", strict=True))
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where a voxel (x, y, z, 1) of a volume that is looked at is elsewhere, as matrices (3, 4)."""
+
+    in_file: NDArray[np.int64]
+    """Indices (i, j, k) of the file's own voxels."""
+    in_patient: NDArray[np.float64]
+    """Millimetres to the left, to the back and towards the head, as DICOM counts them."""
+
+
+@dataclass(frozen=True)
 class Volume:
     """Voxels in that position."""
 
@@ -27,6 +37,8 @@ class Volume:
     """(z, y, x)."""
     spacing: tuple[float, ...]
     """Millimetres along z, y and x."""
+    places: Places | None = None
+    """None where there is no patient, as in a video's labels."""
 
     @property
     def nbytes(self) -> int:
@@ -164,7 +176,20 @@ def _as_seen(image: sitk.Image) -> Volume:
         order.append(axis)
         turned.append(slice(None, None, 1 if towards[axis] == wanted else -1))
     voxels = sitk.GetArrayFromImage(image).transpose([2 - axis for axis in order])
-    return Volume(voxels[tuple(turned)], tuple(image.GetSpacing()[axis] for axis in order))
+    spacing = tuple(image.GetSpacing()[axis] for axis in order)
+    return Volume(voxels[tuple(turned)], spacing, _places(image, order, turned))
+
+
+def _places(image: sitk.Image, order: list[int], turned: list[slice]) -> Places:
+    """From the file's axis for each of z, y and x, and which way that is gone along."""
+    in_file = np.zeros((3, 4), np.int64)
+    for column, axis, way in zip((2, 1, 0), order, turned, strict=True):
+        in_file[axis, column] = way.step
+        in_file[axis, 3] = image.GetSize()[axis] - 1 if way.step < 0 else 0
+    axes = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    in_patient = axes @ in_file
+    in_patient[:, 3] += image.GetOrigin()
+    return Places(in_file, in_patient)
 
 
 def _whole(labels: Volume, file: Path) -> Volume:
@@ -174,4 +199,4 @@ def _whole(labels: Volume, file: Path) -> Volume:
     fits = 0 <= least <= most < 2**16
     if not fits or (voxels.dtype.kind == "f" and not np.array_equal(voxels, np.floor(voxels))):
         raise ValueError(f"{file.name} holds no labels, which are whole numbers from 0 to 65535")
-    return Volume(voxels.astype(np.uint8 if most < 256 else np.uint16), labels.spacing)
+    return replace(labels, voxels=voxels.astype(np.uint8 if most < 256 else np.uint16))

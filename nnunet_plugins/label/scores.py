@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_plugins.label.video.prompts import UNLABELLED
+
 SAME = 1e-4
 """Means that differ by less are called the same."""
 
@@ -23,15 +25,25 @@ def read_labels(file: Path) -> np.ndarray:
         raise ValueError(f"{file.name} cannot be read as labels") from error
 
 
-def dice(truth: Path, prediction: Path, classes: Mapping[str, Any]) -> dict[str, float | None]:
+def dice(
+    truth: Path, prediction: Path, classes: Mapping[str, Any], of_video: bool = False
+) -> dict[str, float | None]:
     """Dice of each class, a value or several that belong together; None if neither file has it.
+
+    Of a video those pixels count that are labelled in both, of the frames that both have.
 
     Raises:
         ValueError: If a file cannot be read or their grids differ.
     """
     a, b = read_labels(truth), read_labels(prediction)
+    if of_video:
+        frames = min(len(a), len(b))
+        a, b = a[:frames], b[:frames]
     if a.shape != b.shape:
         raise ValueError(f"{truth.name} has the shape {a.shape} and its prediction {b.shape}")
+    if of_video:
+        known = (a != UNLABELLED) & (b != UNLABELLED)
+        a, b = a[known], b[known]
     found: dict[str, float | None] = {}
     for name, values in classes.items():
         one, two = np.isin(a, values), np.isin(b, values)

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ from filelock import FileLock
 from torch import Tensor
 
 from nnunet_plugins.bundle.training import write_weights
+from nnunet_plugins.label.opened import stamp
+
+SETTLED = 2 * 10**9
+"""Nanoseconds after which a file cannot change again at the time that it already bears."""
 
 
 class Shelf:
@@ -99,7 +105,17 @@ class Shelf:
 
 
 def digest(file: Path) -> str:
-    """First 16 characters of a file's SHA-256."""
+    """First 16 characters of a file's SHA-256, remembered as long as the file does not change."""
+    age = time.time_ns() - file.stat().st_mtime_ns
+    return _remembered(file, stamp(file)) if age > SETTLED else _hash(file)
+
+
+@lru_cache(maxsize=64)
+def _remembered(file: Path, version: str) -> str:
+    return _hash(file)
+
+
+def _hash(file: Path) -> str:
     found = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(2**20):

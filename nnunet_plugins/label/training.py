@@ -5,9 +5,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from torch import nn
 from nnunet_plugins.bundle.command import MENDABLE, first_cause
 from nnunet_plugins.bundle.plan import Plan
 from nnunet_plugins.bundle.training import read_weights
-from nnunet_plugins.data.clips import FrameStream
 from nnunet_plugins.label.held_out import split_studies
 from nnunet_plugins.label.names import is_video
-from nnunet_plugins.label.scores import dice, mean_dice, verdict
+from nnunet_plugins.label.scores import dice, mean_dice, read_labels, verdict
 from nnunet_plugins.label.served import ServedBundle, channel_files
 from nnunet_plugins.label.shelf import Shelf
+from nnunet_plugins.label.video.labelled import labelled_clips, labelled_runs
+from nnunet_plugins.label.video.prompts import UNLABELLED
 
 FINE_TUNING = 0.1
 """Learning rate of a round that starts from served weights, in that of the configuration."""
@@ -39,6 +40,8 @@ class LabelledStudy:
     name: str
     image: Path
     label: Path
+    patient: str | None = None
+    """Whose it is, if that is known."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,11 @@ def train_candidate(
     shelf.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(shelf.folder / ".training", timeout=0):
-            train, held = split_studies(list(fitting), shelf.folder / "studies.json")
+            patients = {name: study.patient for name, study in fitting.items()}
+            parts = split_studies(patients, shelf.folder / "studies.json")
+            train, held = parts.train, parts.held_out
             say(f"training {bundle.name} on {len(train)} studies, {len(held)} are held out")
+            say(parts.sentence)
             served = shelf.served
             weights = _train(bundle, shelf, [fitting[name] for name in train], served, wanted)
             report = _compare(bundle, [fitting[name] for name in held], weights, served)
@@ -82,8 +88,14 @@ def train_candidate(
                 "epochs": wanted.epochs,
                 "trained_on": train,
                 "held_out": held,
-                "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "patients": parts.sentence,
+                "made": datetime.now(UTC).isoformat(timespec="seconds"),
             }
+            if bundle.of_videos:
+                report["labelled_frames"] = {
+                    part: _labelled_frames(fitting[name] for name in report[part])
+                    for part in ("trained_on", "held_out")
+                }
             shelf.put_candidate(read_weights(weights), report)
             shutil.rmtree(shelf.folder / "training")
     except Timeout as error:
@@ -180,7 +192,8 @@ def _better(means: Mapping[str, float | None]) -> bool | None:
 def _score(bundle: ServedBundle, study: LabelledStudy, weights: Path) -> dict[str, float | None]:
     with tempfile.TemporaryDirectory() as out:
         prediction = bundle.segment(study.image, Path(out) / "labels", weights)
-        return dice(study.label, prediction.file, bundle.plan.foreground)
+        classes, of_video = bundle.plan.foreground, bundle.of_videos
+        return dice(study.label, prediction.file, classes, of_video)
 
 
 def _key(
@@ -194,20 +207,16 @@ def _key(
 
 
 def _write_dataset(folder: Path, studies: Sequence[LabelledStudy], plan: Plan) -> None:
-    """The studies as an nnU-Net raw dataset, linked where the format is the plan's."""
+    """The studies as an nnU-Net raw dataset; of a video, its labelled frames."""
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True)
+    names: list[str] = []
     for number, study in enumerate(studies):
         name = f"study_{number:05d}"
-        if is_video(study.image):
-            _write_frames(study.image, folder / "imagesTr" / name, plan.file_ending)
-        else:
-            for index, file in enumerate(channel_files(study.image, plan)):
-                _put(file, folder / "imagesTr" / f"{name}_{index:04d}{plan.file_ending}")
-        _put(study.label, folder / "labelsTr" / f"{name}{plan.file_ending}")
-    names = [f"study_{number:05d}" for number in range(len(studies))]
-    dataset = plan.dataset | {"numTraining": len(studies)}
+        write = _write_clips if is_video(study.image) else _write_volume
+        names += write(study, folder, name, plan)
+    dataset = plan.dataset | {"numTraining": len(names)}
     (folder / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
     splits = [{"train": names, "val": names[:1]}]
     (folder / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
@@ -218,14 +227,34 @@ def _check_values(study: LabelledStudy, plan: Plan) -> None:
     known = {
         v for values in plan.dataset["labels"].values() for v in np.atleast_1d(values).tolist()
     }
-    found = np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(study.label)))).tolist()
-    unknown = [f"{value:g}" for value in found if value not in known]
+    labels = read_labels(study.label)
+    if is_video(study.image) and not labelled_runs(labels):
+        raise ValueError(
+            f"no frame of the final label of {study.name} is labelled to its last pixel (pixels of "
+            f"{UNLABELLED} are not); label one, or keep the label under another tag"
+        )
+    allowed = known | ({UNLABELLED} if is_video(study.image) else set())
+    unknown = [f"{value:g}" for value in np.unique(labels).tolist() if value not in allowed]
     if unknown:
         raise ValueError(
             f"the final label of {study.name} has the value {unknown[0]}, which the network does "
             f"not know (it knows {', '.join(map(str, sorted(known)))}); correct the label, or keep "
             "studies of other tasks in a folder of their own"
         )
+
+
+def _labelled_frames(studies: Iterable[LabelledStudy]) -> int:
+    """Frames of videos that are labelled to their last pixel."""
+    labels = (read_labels(study.label) for study in studies)
+    return sum(end - start for label in labels for start, end in labelled_runs(label))
+
+
+def _write_volume(study: LabelledStudy, folder: Path, name: str, plan: Plan) -> list[str]:
+    """A volume and its label, linked where their format is the plan's; gives the case's name."""
+    for index, file in enumerate(channel_files(study.image, plan)):
+        _put(file, folder / "imagesTr" / f"{name}_{index:04d}{plan.file_ending}")
+    _put(study.label, folder / "labelsTr" / f"{name}{plan.file_ending}")
+    return [name]
 
 
 def _put(file: Path, target: Path) -> None:
@@ -238,12 +267,24 @@ def _put(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def _write_frames(video: Path, stem: Path, ending: str) -> None:
-    """A video as volumes (t, h, w), one a colour, as `mambamed dataset from-videos` writes it."""
-    frames = np.stack([frame for _, frame in FrameStream(video)])
-    for channel in range(frames.shape[-1]):
-        volume = sitk.GetImageFromArray(np.ascontiguousarray(frames[..., channel]))
-        sitk.WriteImage(volume, f"{stem}_{channel:04d}{ending}")
+def _write_clips(study: LabelledStudy, folder: Path, name: str, plan: Plan) -> list[str]:
+    """Labelled runs of a video's frames as cases (t, h, w), as `mambamed dataset from-videos` does;
+    gives their names."""
+    names = []
+    labels = read_labels(study.label)
+    for number, clip in enumerate(labelled_clips(study.image, labels, plan.patch_size[0])):
+        names.append(f"{name}_{number:04d}")
+        corners = clip.frames[:, [0, -1], [0, -1]]
+        clip.frames[:, [0, -1], [0, -1]] = np.maximum(corners, 1)  # nnU-Net crops what is zero
+        for channel, values in enumerate(np.moveaxis(clip.frames, -1, 0)):
+            stem = f"{names[-1]}_{channel:04d}"
+            _write_array(values, folder / "imagesTr" / f"{stem}{plan.file_ending}")
+        _write_array(clip.labels, folder / "labelsTr" / f"{names[-1]}{plan.file_ending}")
+    return names
+
+
+def _write_array(voxels: np.ndarray, file: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(voxels)), str(file))
 
 
 def _saved(checkpoint: Path) -> dict[str, Any]:

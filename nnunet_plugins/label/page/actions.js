@@ -1,8 +1,11 @@
 /** What the buttons do. */
 
-import { ask } from "./api.js";
-import { agree, attempt, el, say } from "./dom.js";
-import { scoreTable, sentence } from "./models.js";
+import { ask, request } from "./api.js";
+import { agree, attempt, el, save, say } from "./dom.js";
+import { scoreTable, sentence, whose } from "./models.js";
+
+/** Address and ending of the files that a label is saved as. */
+const FILES = { nifti: ["/view/label.nii.gz", ".nii.gz"], seg: ["/dicom/label", ".dcm"] };
 
 /**
  * @param {object} page what `main.js` holds: `studies`, `viewer`, `busy`, and how to refresh it
@@ -54,6 +57,18 @@ export function makeActions(page) {
     }, study.name);
   }
 
+  /** The label that is shown, as a file of one of FILES. */
+  async function download(format) {
+    const { study, label, assumed } = viewer;
+    if (!label) return;
+    const [path, ending] = FILES[format];
+    await attempt(async () => {
+      const query = { image: study.name, tag: label.tag, ...(assumed.model ? { model: assumed.model } : {}) };
+      const answer = await request(path, { query });
+      save(await answer.blob(), `${study.name}_${label.tag}${ending}`);
+    }, study.name);
+  }
+
   async function next(model) {
     await attempt(async () => {
       page.choosing(true);
@@ -86,7 +101,8 @@ export function makeActions(page) {
 
   async function promote(model, report) {
     const kind = report.better === false ? "bad" : "primary";
-    const body = el("div", {}, el("p", {}, sentence(report.verdict)), scoreTable(report),
+    const body = el("div", {}, el("p", {}, sentence(report.verdict)), whose(report),
+      scoreTable(report),
       el("p", { className: "faint" }, `Trained on ${report.trained_on.length} studies, ${report.epochs} `
         + "epochs. What is served now is kept and can be restored."));
     if (!(await agree(`Promote the candidate of ${model}?`, body, "Promote", kind))) return;
@@ -121,5 +137,5 @@ export function makeActions(page) {
     });
   }
 
-  return { segment, accept, reject, next, train, batch, promote, restore, stop, reload };
+  return { segment, accept, reject, download, next, train, batch, promote, restore, stop, reload };
 }

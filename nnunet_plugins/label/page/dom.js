@@ -59,6 +59,13 @@ export function agree(title, body, yes, kind = "primary") {
   });
 }
 
+/** Let the browser save something as a file. */
+export function save(blob, name) {
+  const address = URL.createObjectURL(blob);
+  el("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60000);
+}
+
 /** A name that may be broken after its underscores. */
 export function breakable(name) {
   return name.split(/(?<=_)/).flatMap((part) => [part, document.createElement("wbr")]);

@@ -18,7 +18,7 @@ const KEYS = [
   ["Shift + drag", "move a zoomed plane"], ["+ − F", "zoom, and back"],
   ["double click", "one plane alone"], ["O X", "overlay and lines, on and off"], ["[ ]", "opacity"],
   ["W", "window back to auto"], ["S", "segment"], ["Shift + A", "accept"],
-  ["Shift + R", "reject"], ["N", "next study to label"], ["J K", "down and up in the list"],
+  ["Shift + R", "reject"], ["D", "save the mask"], ["N", "next study to label"], ["J K", "down and up in the list"],
 ];
 
 class Page {
@@ -100,6 +100,8 @@ class Page {
     const predicted = viewer.tag === "original" && !busy;
     byId("accept").disabled = byId("reject").disabled = !predicted;
     byId("verdict").textContent = verdict(viewer);
+    byId("save").hidden = !viewer.label;
+    byId("save-seg").hidden = !facts?.dicom;
     const model = byId("model").value;
     viewer.assume(model, this.info?.models[model]?.labels ?? {});
     showLegend(viewer);
@@ -140,6 +142,8 @@ function listen(page) {
   on("segment", "click", () => act.segment(model()));
   on("accept", "click", act.accept);
   on("reject", "click", act.reject);
+  on("save-nifti", "click", () => act.download("nifti"));
+  on("save-seg", "click", () => act.download("seg"));
   on("next", "click", () => act.next(model()));
   on("model", "change", () => {
     page.showOpen();
@@ -187,6 +191,7 @@ function pressed(event, page) {
     w: () => viewer.choosePreset("Auto"), f: () => viewer.fit(),
     "+": () => viewer.panes[viewer.active]?.zoomBy(1.25), "-": () => viewer.panes[viewer.active]?.zoomBy(0.8),
     s: () => byId("segment").click(), n: () => byId("next").click(),
+    d: () => byId("save-nifti").click(),
     A: () => byId("accept").click(), R: () => byId("reject").click(),
     j: () => neighbour(page, 1), k: () => neighbour(page, -1), "?": showKeys,
     " ": at.matches("button, summary, input[type=checkbox]") ? null : () => viewer.play(),

@@ -51,7 +51,12 @@ function candidate(name, report, act) {
   const button = el("button", { className: kind, textContent: "Promote …" });
   button.addEventListener("click", () => act.promote(name, report));
   return el("div", { className: "candidate-box" }, compared(report.mean_dice),
-    el("p", {}, sentence(report.verdict)), button);
+    el("p", {}, sentence(report.verdict)), whose(report), button);
+}
+
+/** What is known of patients on both sides of the split. */
+export function whose(report) {
+  return report.patients ? el("p", { className: "faint" }, sentence(report.patients)) : null;
 }
 
 /** Mean Dice of served and candidate, side by side. */

@@ -55,7 +55,7 @@ export class Pane {
     canvas.addEventListener("pointermove", (event) => this.move(event));
     canvas.addEventListener("pointerup", () => (this.drag = null));
     canvas.addEventListener("pointercancel", () => (this.drag = null));
-    canvas.addEventListener("pointerleave", () => viewer.read(null));
+    canvas.addEventListener("pointerleave", () => viewer.readout.show(null));
     this.observer = new ResizeObserver(() => this.draw());
     this.observer.observe(this.picture);
   }
@@ -84,6 +84,7 @@ export class Pane {
         this.direction = Math.sign(found.index - (this.shown?.index ?? found.index));
         this.shown = found;
         this.draw();
+        this.viewer.readout.again(this);
       }
       this.viewer.ahead(this.name, this.index, this.direction || 1);
     } catch (error) {
@@ -216,7 +217,7 @@ export class Pane {
 
   move(event) {
     const at = this.under(event);
-    this.viewer.read(at && this.shown ? { pane: this, row: at[0], column: at[1] } : null);
+    this.viewer.readout.show(at && this.shown ? { pane: this, row: at[0], column: at[1] } : null);
     if (!this.drag) return;
     const dx = event.clientX - this.drag.x;
     const dy = event.clientY - this.drag.y;

@@ -4,22 +4,19 @@ import { ask } from "./api.js";
 import { byId, el, say, short } from "./dom.js";
 import { Pane } from "./pane.js";
 import { Pictures } from "./pictures.js";
+import { Readout } from "./readout.js";
 
 const AXES = { axial: 0, coronal: 1, sagittal: 2, frame: 0 };
 const TAG_NAMES = { original: "Prediction", final: "Final" };
 const PRESETS = { "CT soft tissue": [40, 400], "CT lung": [-600, 1500], "CT bone": [400, 1800] };
 const CT_BELOW = -500;
-const HINTS = {
-  volume: "Wheel or arrow keys move through planes, the right button changes the window, "
-    + "a double click enlarges. ? shows all keys.",
-  video: "Wheel or arrow keys move through frames, Space plays. ? shows all keys.",
-};
 
 export class Viewer {
   /** @param {() => void} onLabel called when another label is shown */
   constructor(onLabel) {
     this.onLabel = onLabel;
     this.cache = new Pictures();
+    this.readout = new Readout(this);
     this.panes = {};
     this.study = this.facts = this.label = null;
     this.overlay = { on: true, opacity: 0.35, hidden: new Set() };
@@ -68,7 +65,7 @@ export class Viewer {
     this.active = Object.keys(planes)[0];
     this.showPresets();
     this.showWindow();
-    this.read(null);
+    this.readout.show(null);
   }
 
   /** Show the label of a tag, or none; `seek` goes to where most of it is. */
@@ -259,37 +256,6 @@ export class Viewer {
     byId("centre").value = short((low + high) / 2);
     byId("width").value = short(high - low);
     byId("preset").value = name;
-  }
-
-  /** Tell what lies under the pointer. */
-  read(at) {
-    const readout = byId("readout");
-    if (!at) {
-      readout.textContent = this.facts.kind === "video" ? HINTS.video : HINTS.volume;
-      return;
-    }
-    const { pane, row, column } = at;
-    const { index, labels } = pane.shown;
-    let place = `frame ${index + 1}, row ${row}, column ${column}`;
-    if (pane.name !== "frame") {
-      const up = this.counts[0] - 1 - row;
-      const [z, y, x] = { axial: [index, row, column], coronal: [up, index, column],
-        sagittal: [up, column, index] }[pane.name];
-      place = `x ${x}, y ${y}, z ${z}`;
-    }
-    const name = labels && this.overlay.on ? this.nameAt(labels, row, column) : null;
-    readout.textContent = name ? `${place}: ${name}` : place;
-  }
-
-  /** Name of the label at a pixel, by its colour. */
-  nameAt(labels, row, column) {
-    const probe = new OffscreenCanvas(1, 1).getContext("2d");
-    probe.drawImage(labels, column, row, 1, 1, 0, 0, 1, 1);
-    const [red, green, blue, alpha] = probe.getImageData(0, 0, 1, 1).data;
-    if (!alpha) return null;
-    const hex = `#${[red, green, blue].map((n) => n.toString(16).padStart(2, "0")).join("")}`;
-    const entry = this.label?.counts.find((one) => one.colour === hex);
-    return entry ? this.labelName(entry) : null;
   }
 
   labelName(entry) {

@@ -12,6 +12,7 @@ from nnunet_plugins.label.catalogue import bundle_of_results, open_bundles
 from nnunet_plugins.label.dicom_series import import_series
 from nnunet_plugins.label.environment import GUARDED, work_folder
 from nnunet_plugins.label.names import confined
+from nnunet_plugins.label.patients import Patients
 from nnunet_plugins.label.server.datastore import Studies
 from nnunet_plugins.label.server.tasks import (
     PREDICTED,
@@ -33,7 +34,8 @@ class LabelApp(MONAILabelApp):
     Args:
         app_dir: Folder of `main.py`.
         studies: Folder of the studies.
-        conf: `bundles`, names or folders with commas between, and `nnunet`, a results folder.
+        conf: `bundles`, names or folders with commas between; `nnunet`, a results folder; and
+            `group_by`, see `Patients`.
 
     Raises:
         MONAILabelException: If it was started without the guard, or the studies are no folder.
@@ -46,7 +48,8 @@ class LabelApp(MONAILabelApp):
                 "this app has no token of its own; start it with mambamed label --studies FOLDER",
             )
         self.work = work_folder(Path(studies))
-        self.turns = Turns()
+        self.turns = Turns(self.work)
+        self.patients = Patients(Path(studies).resolve(), conf.get("group_by"))
         self.bundles = open_bundles([n for n in conf.get("bundles", "").split(",") if n])
         if conf.get("nnunet"):
             bundle = bundle_of_results(Path(conf["nnunet"]), self.work / "nnunet")
@@ -87,7 +90,7 @@ class LabelApp(MONAILabelApp):
     def init_trainers(self) -> dict[str, BundleTrain]:
         """One for each bundle that can be trained."""
         return {
-            name: BundleTrain(bundle, self.shelves[name])
+            name: BundleTrain(bundle, self.shelves[name], self.patients)
             for name, bundle in self.bundles.items()
             if (bundle.folder / "configs" / "train.json").is_file()
         }
@@ -122,8 +125,9 @@ class LabelApp(MONAILabelApp):
         """Labels of a study, and the uncertainty kept with it.
 
         Args:
-            request: `model`; `image`, a study's name, or `file`, one that was just received; and
-                `save_label`, whether to keep the result as the study's predicted label.
+            request: `model`; `image`, a study's name, or `file`, one that was just received;
+                `save_label`, whether to keep the result as the study's predicted label; and
+                `after_all`, whether all other requests go first.
             datastore: MONAI Label's; not used, there is one.
 
         Raises:
@@ -143,7 +147,7 @@ class LabelApp(MONAILabelApp):
             if received
             else Path(self._datastore.get_image_uri(study))
         )
-        file, facts = task({"image": str(path)})
+        file, facts = task({"image": str(path), "after_all": request.get("after_all")})
         if not received:
             figure = {"value": facts["uncertainty"], "weights": facts["weights"]}
             before = self._datastore.get_image_info(study).get("uncertainty", {})

@@ -8,7 +8,7 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +37,7 @@ JOBS = {"train": "/train", "scoring": "/scoring", "batch_infer": "/batch/infer"}
 Json = Annotated[dict[str, Any] | None, Body()]
 
 
-class Output(str, Enum):
+class Output(StrEnum):
     """What a prediction is answered with."""
 
     image = "image"
@@ -45,7 +45,7 @@ class Output(str, Enum):
     all = "all"
 
 
-class Listing(str, Enum):
+class Listing(StrEnum):
     """What is listed of the studies."""
 
     stats = "stats"
@@ -53,7 +53,7 @@ class Listing(str, Enum):
     train = "train"
 
 
-class Images(str, Enum):
+class Images(StrEnum):
     """Which studies are predicted at once."""
 
     all = "all"

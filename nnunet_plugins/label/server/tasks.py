@@ -6,6 +6,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
 from nnunet_plugins.label.names import is_video
+from nnunet_plugins.label.patients import Patients
 from nnunet_plugins.label.scores import dice, mean_dice
 from nnunet_plugins.label.served import ServedBundle
 from nnunet_plugins.label.server.datastore import Studies
@@ -41,6 +44,7 @@ class BundleInfer(InferTask):
     def __init__(self, bundle: ServedBundle, shelf: Shelf, turns: Turns, folder: Path) -> None:
         super().__init__(InferType.SEGMENTATION, bundle.labels, 3, bundle.description)
         self.bundle, self.shelf, self.turns, self.folder = bundle, shelf, turns, folder
+        self.worker = ThreadPoolExecutor(1)  # each thread that computes keeps memory of its own
 
     def is_valid(self) -> bool:
         """Whether there are weights."""
@@ -63,13 +67,16 @@ class BundleInfer(InferTask):
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """The file of the labels, in a folder of its own, and facts for the client.
 
+        A request that says `after_all` is computed when no other waits.
+
         Raises:
             ValueError: If the study cannot be segmented.
             TooMany: If too many requests wait.
         """
         study, asked = Path(request["image"]), time.monotonic()
         self.bundle.check(study)
-        with self.turns.turn() as before:
+        turn = self.turns.turn_after_all if request.get("after_all") else self.turns.turn
+        with turn() as before:
             began, weights = time.monotonic(), self.shelf.served
             if weights is None:
                 raise ValueError(f"{self.bundle.name} has no weights yet; train and promote some")
@@ -77,7 +84,8 @@ class BundleInfer(InferTask):
             self.folder.mkdir(parents=True, exist_ok=True)
             out = Path(tempfile.mkdtemp(dir=self.folder, prefix="infer_"))
             try:
-                prediction = self.bundle.segment(study, out / "labels", weights)
+                segmented = self.worker.submit(self.bundle.segment, study, out / "labels", weights)
+                prediction = segmented.result()
             except ValueError:
                 shutil.rmtree(out)
                 raise
@@ -100,13 +108,14 @@ class BundleTrain(TrainTask):
     Args:
         bundle: What is trained.
         shelf: Its weights.
+        patients: Whose the studies are.
     """
 
-    def __init__(self, bundle: ServedBundle, shelf: Shelf) -> None:
+    def __init__(self, bundle: ServedBundle, shelf: Shelf, patients: Patients) -> None:
         super().__init__(
             f"Trains a candidate of {bundle.name}; what is served changes by POST /promote alone"
         )
-        self.bundle, self.shelf = bundle, shelf
+        self.bundle, self.shelf, self.patients = bundle, shelf, patients
 
     def config(self) -> dict[str, Any]:
         """What a client may choose."""
@@ -122,7 +131,10 @@ class BundleTrain(TrainTask):
     def __call__(self, request: dict[str, Any], datastore: Studies) -> dict[str, Any]:
         """Train, score and keep the candidate; its report."""
         wanted = Round(request.get("max_epochs", Round.epochs), request.get("learning_rate"))
-        return train_candidate(self.bundle, self.shelf, datastore.labelled_studies(), wanted)
+        labelled = datastore.labelled_studies()
+        whose = self.patients.of(study.name for study in labelled)
+        studies = [replace(study, patient=whose[study.name]) for study in labelled]
+        return train_candidate(self.bundle, self.shelf, studies, wanted)
 
 
 class RandomStudy(Strategy):
@@ -202,26 +214,31 @@ class DiceOfPredictions(ScoringMethod):
             if "label_names" not in info:
                 continue
             predicted = Path(datastore.get_label_uri(study.name, PREDICTED))
-            scores[study.name] = dice(study.label, predicted, info["label_names"])
+            classes, of_video = info["label_names"], is_video(study.image)
+            scores[study.name] = dice(study.label, predicted, classes, of_video)
             datastore.update_image_info(study.name, {"dice": scores[study.name]})
         return {"dice": scores, "mean_dice": mean_dice(scores.values())}
 
 
 class BatchInfer:
-    """Predictions of many studies, kept as their labels; MONAI Label calls it in a process."""
+    """Predictions of many studies, kept as their labels; MONAI Label calls it in a process.
+
+    Before each study it lets those go first who ask for one.
+    """
 
     def __call__(self, request: dict[str, Any], datastore: Studies, infer: Callable) -> dict:
         """What became of each study: "done", or why not."""
-        which = request.get("images", "all")
+        model, which = request["model"], request.get("images", "all")
         names = {
             "all": datastore.list_images,
             "labeled": datastore.get_labeled_images,
             "unlabeled": datastore.get_unlabeled_images,
         }[which]()
+        print(f"{len(names)} studies, each when nobody else asks for one", flush=True)
         done = {}
         for number, name in enumerate(sorted(names), start=1):
             try:
-                infer({"model": request["model"], "image": name, "save_label": True})
+                infer({"model": model, "image": name, "save_label": True, "after_all": True})
                 done[name] = "done"
             except ValueError as error:
                 done[name] = str(error)

@@ -259,11 +259,6 @@ def put_label(
     check_name(tag, "a tag")
     with received(label.file, desk.app.temporary, ".zip") as archive:
         masks = read_cvat(archive, names, clip.size)
-    if tag == FINAL and len(masks) < len(clip.video):
-        raise ValueError(
-            f"{len(masks)} of {len(clip.video)} frames have a mask, and a final label is of all "
-            "frames; keep these under another tag, such as prompt"
-        )
     with desk.temporary(".nii.gz") as file:
         sitk.WriteImage(sitk.GetImageFromArray(volume_of(masks, len(clip.video))), str(file))
         about = {"label_names": names, "frames": ranges(sorted(masks))}

@@ -4,18 +4,21 @@ Browsers get PNG pictures and a little JSON; volumes and videos are read here.
 """
 
 import io
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import SimpleITK as sitk
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
-from fastapi.responses import Response
+from fastapi.responses import FileResponse, Response
 from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.task import AsyncTask
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.background import BackgroundTask
 
 from nnunet_plugins.label.colours import LISTED, drawn, hexadecimal
 from nnunet_plugins.label.names import VOLUMES, ending_of, is_video
@@ -153,13 +156,14 @@ def colours() -> list[str]:
 
 @router.get("/study")
 def study(views: Shown, image: Name) -> dict[str, Any]:
-    """Kind, planes with their sizes, and window of a study."""
+    """Kind, planes with their sizes, and window of a study; where its voxels are, see `Places`."""
     opened = views.image(image)
     if isinstance(opened, SeekableVideo):
         size = {"rows": opened.height, "columns": opened.width, "pixel": [1.0, 1.0]}
         window_ = {"low": 0.0, "high": 255.0, "least": 0.0, "most": 255.0}
         planes = {"frame": {"count": len(opened), **size}}
-        return {"kind": "video", "fps": opened.fps, "planes": planes, "window": window_}
+        about = {"kind": "video", "fps": opened.fps, "dicom": False}
+        return {**about, "planes": planes, "window": window_}
     shape, spacing = opened.voxels.shape, opened.spacing
     planes = {
         name: {
@@ -172,6 +176,9 @@ def study(views: Shown, image: Name) -> dict[str, Any]:
         "kind": "volume",
         "shape": shape,
         "spacing": spacing,
+        "in_file": opened.places.in_file.tolist(),
+        "in_patient": opened.places.in_patient.tolist(),
+        "dicom": views.app.series.get(image) == "study",
         "planes": planes,
         "window": window(opened.voxels),
     }
@@ -220,6 +227,47 @@ def label_picture(
     return _png(drawn(labels.plane(plane, index), frozenset(hidden or ())))
 
 
+@router.get("/value")
+def value(
+    views: Shown,
+    image: Name,
+    index: int,
+    row: int,
+    column: int,
+    plane: Name = "axial",
+    tag: Name = "",
+) -> dict[str, Any]:
+    """The `value` of a voxel, or red, green and blue of a pixel, and its `label` in that of a tag.
+
+    None stands for what is no number, and where there is no label.
+    """
+    opened = views.image(image)
+    video = isinstance(opened, SeekableVideo)
+    found = _at(opened.frame(index) if video else opened.plane(plane, index), row, column)
+    told: dict[str, Any] = {"value": found, "label": None}
+    if tag:
+        labels = views.labels(image, tag)
+        if not video or index < len(labels.voxels):
+            told["label"] = _at(labels.plane(plane, index), row, column)
+    return told
+
+
+@router.get("/label.nii.gz")
+def label_file(views: Shown, image: Name, tag: Name) -> FileResponse:
+    """A label as NIfTI, whatever it is kept as."""
+    file, name = views.label_file(image, tag), f"{image}_{tag}.nii.gz"
+    if file.name.lower().endswith(".nii.gz"):
+        return FileResponse(file, filename=name, media_type="application/gzip")
+    copy = views.app.temporary / f"{uuid.uuid4().hex}.nii.gz"
+    try:
+        sitk.WriteImage(sitk.ReadImage(str(file)), str(copy), useCompression=True)
+    except RuntimeError as error:
+        copy.unlink(missing_ok=True)
+        raise ValueError(f"{file.name} cannot be read as labels; is it damaged?") from error
+    after = BackgroundTask(copy.unlink, missing_ok=True)
+    return FileResponse(copy, filename=name, media_type="application/gzip", background=after)
+
+
 @router.post("/accept")
 def accept(views: Shown, image: Name, version: Name, replace: bool = False) -> dict[str, str]:
     """Make a study's prediction its final label.
@@ -266,6 +314,19 @@ def _told(info: dict[str, Any]) -> dict[str, Any]:
         key: info[key] for key in ("model", "weights", "uncertainty", "label_names") if key in info
     }
     return told | ({"accepted": True} if info.get("accepted") else {})
+
+
+def _at(pixels: NDArray[Any], row: int, column: int) -> int | float | list[int] | None:
+    """A pixel's value or values; None if it is no number."""
+    rows, columns = pixels.shape[:2]
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise ValueError(
+            f"there is no pixel in row {row}, column {column}; there are {rows} x {columns}"
+        )
+    found = pixels[row, column].tolist()
+    if not isinstance(found, float):
+        return found
+    return float(f"{found:.7g}") if np.isfinite(found) else None
 
 
 def _png(pixels: NDArray[np.uint8]) -> Response:

@@ -155,6 +155,10 @@ class Browser:
         self.run(f"document.querySelector({json.dumps(selector)}).focus()")
         self.send("Input.insertText", text=text)
 
+    def save_to(self, folder: Path) -> None:
+        """Keep what the page lets save in a folder, without asking."""
+        self.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
     def screenshot(self, file: Path) -> None:
         """The window as PNG."""
         file.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))

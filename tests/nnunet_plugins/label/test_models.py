@@ -1,11 +1,11 @@
 """Served bundles, weights and promotion, splits, scores and training rounds, without a server."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -15,12 +15,10 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_plugins.label.catalogue import bundle_of_results, open_bundles
-from nnunet_plugins.label.held_out import split_studies
 from nnunet_plugins.label.scores import dice, mean_dice, verdict
 from nnunet_plugins.label.served import ServedBundle
 from nnunet_plugins.label.shelf import Shelf, digest
 from nnunet_plugins.label.training import LabelledStudy, Round, train_candidate
-from nnunet_plugins.label.turns import TooMany, Turns
 from nnunet_plugins.label.uncertainty import Uncertainty
 from nnunet_plugins.label.uploads import check_image, check_label, received
 from tests.bundles.conftest import run_bundle  # noqa: F401
@@ -138,21 +136,21 @@ def test_a_candidate_whose_report_is_of_another_is_none(tmp_path):
         shelf.promote()
 
 
-def test_held_out_studies_stay_held_out(tmp_path):
-    memory = tmp_path / "studies.json"
-    names: list[str] = []
-    held_before, trained_before = set(), set()
-    for count in (2, 3, 6, 11, 12, 30):
-        names = [f"study_{i}" for i in range(count)]
-        train, held = split_studies(names, memory)
-        assert sorted(train + held) == sorted(names)
-        assert len(held) >= count / 5
-        assert held_before <= set(held)
-        assert trained_before <= set(train)
-        held_before, trained_before = set(held), set(train)
-    assert split_studies(names, memory) == (train, held)
-    with pytest.raises(ValueError, match="label two new ones"):
-        split_studies(["alone"], tmp_path / "other.json")
+def test_a_file_is_hashed_again_only_when_it_changed(tmp_path, monkeypatch):
+    hashed = []
+    inner = hashlib.sha256
+    monkeypatch.setattr(hashlib, "sha256", lambda: hashed.append(1) or inner())
+    file = tmp_path / "model.pt"
+    file.write_bytes(b"abc")
+    young = [digest(file) for _ in range(3)]
+    assert len(hashed) == 3  # it could change again within the tick of the clock
+    os.utime(file, (1, 1))
+    assert {digest(file) for _ in range(3)} == set(young) == {inner(b"abc").hexdigest()[:16]}
+    assert len(hashed) == 4
+    file.write_bytes(b"abd")
+    os.utime(file, (2, 2))
+    assert [digest(file) for _ in range(2)] == [inner(b"abd").hexdigest()[:16]] * 2
+    assert len(hashed) == 5
 
 
 def test_dice_of_known_overlaps(tmp_path):
@@ -271,32 +269,6 @@ def test_a_killed_round_loses_nothing_and_goes_on(bundle_folder, tmp_path, caplo
     train_candidate(bundle, shelf, studies_in(studies), Round(epochs=15, learning_rate=1e-3))
     assert f"after epoch {epoch}" in caplog.text
     assert shelf.candidate_report()["epochs"] == 15
-
-
-def test_turns_are_one_at_a_time_in_order_and_bounded():
-    turns, order, most = Turns(waiting=3), [], []
-    begin = threading.Event()
-
-    def work(number: int) -> None:
-        with turns.turn():
-            most.append(turns.state()["running"])
-            order.append(number)
-            begin.wait(5)
-
-    threads = []
-    for number in range(4):
-        threads.append(threading.Thread(target=work, args=(number,)))
-        threads[-1].start()
-        while sum(turns.state().values()) <= number:
-            time.sleep(0.001)
-    with pytest.raises(TooMany, match="try again"), turns.turn():
-        pass
-    begin.set()
-    for thread in threads:
-        thread.join()
-    assert order == [0, 1, 2, 3]
-    assert set(most) == {1}
-    assert turns.state() == {"running": 0, "waiting": 0}
 
 
 def test_uploads_are_looked_at(tmp_path, video):

@@ -69,6 +69,25 @@ def test_an_oblique_volume_is_turned_to_its_nearest_axes(tmp_path):
     assert np.array_equal(read_volume(tmp_path / "a.nrrd").voxels, expected)
 
 
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "PIR", "SLA", "AIL"])
+def test_places_are_those_of_the_file(codes, tmp_path):
+    voxels = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+    image = sitk.ReadImage(str(write_nifti(tmp_path / "a.nii.gz", voxels, codes)))
+    angle = np.deg2rad(20)
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    image.SetDirection((turn @ np.reshape(image.GetDirection(), (3, 3))).ravel())
+    image.SetOrigin((7, -8, 9))
+    sitk.WriteImage(image, str(tmp_path / "b.nrrd"))
+    volume = read_volume(tmp_path / "b.nrrd")
+    for z, y, x in np.ndindex(volume.voxels.shape):
+        index = (volume.places.in_file @ (x, y, z, 1)).tolist()
+        assert image[index] == volume.voxels[z, y, x]
+        place = volume.places.in_patient @ (x, y, z, 1)
+        assert place == pytest.approx(image.TransformIndexToPhysicalPoint(index))
+
+
 def test_planes_that_are_not_there_are_refused():
     volume = Volume(np.zeros((2, 3, 4)), (1, 1, 1))
     for name, index in (("axial", 2), ("coronal", -1), ("oblique", 0), ("sagittal", 10**9)):

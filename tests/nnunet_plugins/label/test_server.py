@@ -197,6 +197,8 @@ def test_twenty_clients_wait_their_turn_and_get_their_own(server, bundle_folder,
 def test_the_whole_loop(serve, tmp_path):
     server = serve(labelled=3)
     client = server.client
+    table = "name,patient\nstudy_0,one\nstudy_2,one\n"
+    (server.studies / "patients.csv").write_text(table, encoding="utf-8")
     first = client.get("/info/").json()["models"]["tiny"]["weights"]
     assert client.get("/candidate/tiny").status_code == 404
     assert client.post("/promote/tiny").status_code == 404
@@ -216,6 +218,10 @@ def test_the_whole_loop(serve, tmp_path):
     report = client.get("/candidate/tiny").json()
     assert "the candidate is" in report["verdict"]
     assert set(report["mean_dice"]) == {"candidate", "served"}
+    assert sorted([report["trained_on"], report["held_out"]]) == [
+        ["study_0", "study_2"], ["study_1"]
+    ]  # fmt: skip
+    assert "of 1 of 3 studies no patient is known" in report["patients"]
     info = client.get("/info/").json()
     assert info["models"]["tiny"]["weights"] == first
     assert info["models"]["tiny"]["candidate"] == report["verdict"]

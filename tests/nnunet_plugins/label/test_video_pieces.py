@@ -63,7 +63,7 @@ def asked(bundle, file, start=0, end=FRAMES, prompt=None, how=None) -> Annotatio
 def made(wanted: Annotation, folder, advance=lambda frames: None):
     """A draft that has the piece."""
     draft = Draft(folder, wanted.key)
-    annotate(wanted, draft, Turns(), advance)
+    annotate(wanted, draft, Turns(folder / "turns"), advance)
     return draft
 
 
@@ -161,7 +161,7 @@ def test_what_other_weights_made_is_not_continued(bundle, clip, tmp_path):
     wanted = Annotation(bundle, weights, SeekableVideo(clip[0]), Piece(8, 12, FRAMES))
     other = Draft(tmp_path / "draft", wanted.key)
     assert (draft.done(), other.done()) == (list(range(8)), [])
-    annotate(wanted, other, Turns())
+    annotate(wanted, other, Turns(tmp_path))
     assert ranges(other.done()) == [(8, 12)]
     assert draft.done() == []
     assert (other.volume()[:8] == UNLABELLED).all()
@@ -171,7 +171,7 @@ def test_weights_that_change_while_a_job_waits_end_it(endomamba, clip, tmp_path)
     wanted = asked(endomamba, clip[0], 0, 4)
     draft = Draft(tmp_path / "draft", "those of before")
     with pytest.raises(ValueError, match="ask again"):
-        annotate(wanted, draft, Turns())
+        annotate(wanted, draft, Turns(tmp_path))
     assert not draft.folder.exists()
 
 
@@ -196,11 +196,11 @@ def test_cancelled_work_is_kept_and_goes_on(bundle, clip, tmp_path):
     wanted = asked(bundle, clip[0])
     draft = Draft(tmp_path / "draft", wanted.key)
     with pytest.raises(Cancelled):
-        annotate(wanted, draft, Turns(), stop)
+        annotate(wanted, draft, Turns(tmp_path), stop)
     done = len(draft.done())
     assert done == sum(seen) < FRAMES
     assert goes_on_at(bundle, draft) == done
-    annotate(asked(bundle, clip[0], done), draft, Turns())
+    annotate(asked(bundle, clip[0], done), draft, Turns(tmp_path))
     assert np.array_equal(draft.volume(), whole)
 
 

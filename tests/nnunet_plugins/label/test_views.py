@@ -164,6 +164,68 @@ def test_colours_are_those_of_the_voxels(server):
     )
 
 
+def test_values_are_those_of_the_voxels(server):
+    image = as_seen(server.studies / "study_0.nii.gz")
+    label = as_seen(server.studies / "labels/final/study_0.nii.gz")
+    rng = np.random.default_rng(0)
+    labels = list(planes_of(label))
+    for (plane, index, wanted), (_, _, of_label) in zip(planes_of(image), labels, strict=True):
+        row, column = (int(rng.integers(side)) for side in wanted.shape)
+        query = {"image": "study_0", "plane": plane, "index": index, "row": row, "column": column}
+        told = get(server, "value", **query, tag="final").json()
+        assert told["value"] == pytest.approx(wanted[row, column], rel=1e-6)
+        assert told["label"] == of_label[row, column]
+        assert get(server, "value", **query).json()["label"] is None
+    assert len({int(found.max()) for _, _, found in labels}) == 3
+
+
+def test_the_value_of_a_pixel_of_a_frame_is_its_colour(server, video):
+    frames = [frame for _, frame in FrameStream(video)]
+    query = {"image": "clip", "plane": "frame", "tag": "original", "row": 30, "column": 40}
+    for index, label in ((1, 0), (2, 1), (len(frames) - 1, None)):
+        told = get(server, "value", **query, index=index).json()
+        assert told == {"value": frames[index][30, 40].tolist(), "label": label}
+
+
+def test_a_value_that_is_no_number_is_told_as_none(server):
+    file = server.studies / "nan.nrrd"
+    voxels = np.array([np.nan, np.inf, -2.5], np.float32).reshape(1, 1, 3)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(file))
+    server.client.post("/reload")
+    found = [get(server, "value", image="nan", index=0, row=0, column=c).json() for c in range(3)]
+    assert found == [{"value": value, "label": None} for value in (None, None, -2.5)]
+    file.unlink()
+    server.client.post("/reload")
+
+
+@pytest.mark.parametrize(("row", "column"), [(-1, 0), (0, -1), (22, 0), (0, 24), (10**9, 0)])
+def test_pixels_outside_of_a_plane_are_refused(server, row, column):
+    answer = get(server, "value", image="study_0", index=0, row=row, column=column)
+    assert answer.status_code == 400
+    assert "there are 22 x 24" in answer.json()["detail"]
+
+
+def test_labels_are_given_as_nifti(server, tmp_path):
+    final = server.studies / "labels/final/study_0.nii.gz"
+    answer = get(server, "label.nii.gz", image="study_0", tag="final")
+    assert answer.content == final.read_bytes()
+    assert 'filename="study_0_final.nii.gz"' in answer.headers["content-disposition"]
+    label = sitk.ReadImage(str(final))
+    sitk.WriteImage(label, str(tmp_path / "label.nrrd"))
+    assert server.put_label("study_0", tmp_path / "label.nrrd", "kept_as_nrrd").status_code == 200
+    answer = get(server, "label.nii.gz", image="study_0", tag="kept_as_nrrd")
+    (tmp_path / "back.nii.gz").write_bytes(answer.content)
+    back = sitk.ReadImage(str(tmp_path / "back.nii.gz"))
+    assert np.array_equal(sitk.GetArrayFromImage(back), sitk.GetArrayFromImage(label))
+    assert back.GetOrigin() == pytest.approx(label.GetOrigin())
+    assert not list((server.studies / ".mambamed/tmp").iterdir())
+    (server.studies / "labels/kept_as_nrrd/study_0.nrrd").write_bytes(b"nothing")
+    broken = get(server, "label.nii.gz", image="study_0", tag="kept_as_nrrd")
+    assert (broken.status_code, "damaged" in broken.json()["detail"]) == (400, True)
+    (server.studies / "labels/kept_as_nrrd/study_0.nrrd").unlink()
+    server.client.post("/reload")
+
+
 def test_frames_are_those_of_the_video(server, video):
     frames = [frame for _, frame in FrameStream(video)]
     facts = get(server, "study", image="clip").json()
@@ -195,12 +257,13 @@ def test_frames_are_those_of_the_video(server, video):
     ],
 )
 def test_nothing_but_studies_is_read(server, name):
-    for path in ("study", "image.png", "label.png", "label"):
-        answer = get(server, path, image=name, index=0, tag="final")
+    for path in ("study", "image.png", "label.png", "label", "label.nii.gz", "value"):
+        answer = get(server, path, image=name, index=0, tag="final", row=0, column=0)
         assert answer.status_code in (400, 404)
         assert answer.json()["detail"]
     for tag in ("../..", "/etc", "none", "..", "final/../final"):
-        assert get(server, "label", image="study_0", tag=tag).status_code in (400, 404)
+        for path in ("label", "label.nii.gz"):
+            assert get(server, path, image="study_0", tag=tag).status_code in (400, 404)
     for path in ("accept", "reject"):
         answer = server.client.post(f"/view/{path}", params={"image": name, "version": "x"})
         assert answer.status_code in (400, 404)
