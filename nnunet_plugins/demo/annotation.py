@@ -133,7 +133,7 @@ def _loop(
     report = client.train(MODEL, {"max_epochs": epochs, "learning_rate": RATE}, say)
     say(f"   trained on {_listed(report['trained_on'])}; held out: {_listed(report['held_out'])}")
     say(f"   {report['verdict']}")
-    client.promote(MODEL)
+    client.promote(MODEL, report["weights"])
     say("6. Promoted" + ("" if report["better"] else ", to show how, though it is not better"))
     after = _infer_open(client, clinic, here / "after")
     classes = client.labels(MODEL)

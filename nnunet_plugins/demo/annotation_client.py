@@ -80,9 +80,9 @@ class Client:
             raise RuntimeError("the training round failed: " + "\n".join(job["details"][-15:]))
         return self._ask("GET", f"/candidate/{model}").json()
 
-    def promote(self, model: str) -> None:
-        """Serve the candidate from now on."""
-        self._ask("POST", f"/promote/{model}")
+    def promote(self, model: str, candidate: str) -> None:
+        """Serve a candidate from now on, by the `weights` of its report."""
+        self._ask("POST", f"/promote/{model}", params={"candidate": candidate})
 
     def _ask(self, method: str, path: str, **content: Any) -> requests.Response:
         answer = self._session.request(method, self.address + path, timeout=PATIENCE, **content)

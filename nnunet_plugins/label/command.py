@@ -10,7 +10,9 @@ from filelock import FileLock, Timeout
 
 from nnunet_plugins.data.sources import find_group
 from nnunet_plugins.label.catalogue import app_folder, bundle_folder
+from nnunet_plugins.label.disk import FULL, is_full
 from nnunet_plugins.label.environment import configure, problems, work_folder
+from nnunet_plugins.label.hosts import host_name
 from nnunet_plugins.label.tokens import new_token, read_token
 
 BUNDLES = "hymamba,vivim,endomamba"
@@ -33,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "beside the studies nor a DICOM header tells it; no patient trains and scores a candidate",
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; %(default)s")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="a name under which browsers ask for it, as that of a reverse proxy; repeatable",
+    )  # fmt: skip
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one; %(default)s")
     parser.add_argument(
         "--token-file", type=Path, help="file with the token; a new one is made if not given"
@@ -61,15 +67,20 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     conf = _conf(args)
-    work = work_folder(args.studies)
-    work.mkdir(exist_ok=True)
+    hosts, work = server_names(args), work_folder(args.studies)
     try:
+        work.mkdir(exist_ok=True)
         with FileLock(work / ".server", timeout=0), _listen(args.host, args.port) as listening:
             configure(app_folder(), args.studies, conf)
             start = import_module("nnunet_plugins.label.server.start")
-            start.serve(listening, token, args.max_upload * 2**20, args.token_file is None)
+            largest_upload, show_token = args.max_upload * 2**20, args.token_file is None
+            start.serve(listening, token, largest_upload, show_token, hosts)
     except Timeout as error:
         raise OSError(f"another server has {args.studies} open; stop that one first") from error
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise OSError(FULL) from error
     return 0
 
 
@@ -83,6 +94,20 @@ def _conf(args: argparse.Namespace) -> dict[str, str]:
         find_group("", args.group_by)  # no expression ends here
         conf["group_by"] = args.group_by
     return conf
+
+
+def server_names(args: argparse.Namespace) -> list[str]:
+    """Names under which this server is asked, beside the loopback's.
+
+    Raises:
+        ValueError: If one that is given is none.
+    """
+    for name in args.allow_host:
+        if not host_name(name):
+            raise ValueError(
+                f"--allow-host {name} is no name; give one such as label.hospital.example alone"
+            )
+    return [args.host.lower(), *map(host_name, args.allow_host)]
 
 
 def _listen(host: str, port: int) -> socket.socket:

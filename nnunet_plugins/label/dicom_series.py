@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
 from nnunet_plugins.label.names import VIDEOS, VOLUMES, check_name, confined
-from nnunet_plugins.label.uploads import LARGEST_GRID, TOLERANCE
+from nnunet_plugins.label.uploads import TOLERANCE
+from nnunet_plugins.label.volumes import LARGEST
 
 ENDING = ".dcm"
+FLOAT32 = 4
+"""Bytes of a voxel, as series are kept."""
 NEEDED = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
     "FrameOfReferenceUID", "Rows", "Columns",
@@ -216,7 +219,8 @@ def _check_alike(headers: list[pydicom.Dataset]) -> None:
     axes = orientation.reshape(2, 3)
     if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-3):
         raise ValueError("ImageOrientationPatient does not tell two axes at right angles")
-    if float(headers[0].Rows) * float(headers[0].Columns) * len(headers) > LARGEST_GRID:
+    voxels = float(headers[0].Rows) * float(headers[0].Columns) * len(headers)
+    if FLOAT32 * voxels > LARGEST:
         raise ValueError("the series has too many voxels")
 
 

@@ -48,11 +48,32 @@ def work_folder(studies: Path) -> Path:
     return studies.resolve() / WORK
 
 
+def make_private(folder: Path) -> None:
+    """Let nobody but this user into a folder, which is made where there is none.
+
+    Raises:
+        PermissionError: If it is another user's.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.chmod(0o700)
+    except PermissionError as error:
+        raise PermissionError(
+            f"{folder} is another user's, and what a server writes there is private; serve these "
+            "studies as that user, or move the folder away"
+        ) from error
+
+
 def configure(app: Path, studies: Path, conf: Mapping[str, str]) -> None:
     """Set the variables that MONAI Label reads, for this process and those that it starts.
 
-    Call it before MONAI Label is imported. Whatever is written on the way lies beside the studies.
+    Call it before MONAI Label is imported. Whatever is written on the way lies beside the studies,
+    in a folder that nobody else may look into.
+
+    Raises:
+        PermissionError: If that folder is another user's.
     """
+    make_private(work_folder(studies))
     temporary = work_folder(studies) / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     off = ("SESSIONS", "AUTO_UPDATE_SCORING", "TRACKING_ENABLED", "AUTH_ENABLE")

@@ -1,4 +1,4 @@
-"""What stands before the server: token, size and origin of every request, and a log of them.
+"""What stands before the server: host, token, size and origin of every request, and their log.
 
 Plain ASGI, in front of whatever is served, so that no address is forgotten.
 """
@@ -9,8 +9,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
+from nnunet_plugins.label.hosts import is_ours, same_origin
 from nnunet_plugins.label.tokens import same
 
 Scope = MutableMapping[str, Any]
@@ -47,13 +47,15 @@ class Guard:
 
     The token comes as `Authorization: Bearer TOKEN` alone: a query ends in logs, and browsers send
     the cookies of one server to all that share its host. There is no CORS header, so browsers give
-    nothing to pages of other origins, and what these send is refused.
+    nothing to pages of other origins, and what these send is refused; so is what comes under
+    another name than the server's.
 
     Args:
         app: What is served.
         token: The secret.
         largest_upload: Bytes of a request with files.
         open_paths: Addresses that are read without the token: files that hold no secret.
+        hosts: Names of the server beside the loopback's, in lower case.
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class Guard:
         token: str,
         largest_upload: int,
         open_paths: Collection[str] = (),
+        hosts: Collection[str] = (),
     ) -> None:
         self.app, self.token, self.largest_upload = app, token, largest_upload
-        self.open_paths = frozenset(open_paths)
+        self.open_paths, self.hosts = frozenset(open_paths), frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -78,6 +81,7 @@ class Guard:
         answer = _Answer(scope, send)
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         try:
+            self._check_host(headers, scope)
             if scope["method"] not in ("GET", "HEAD") or scope["path"] not in self.open_paths:
                 self._check_token(headers)
             _check_origin(headers)
@@ -90,6 +94,16 @@ class Guard:
             await answer.refuse(Refusal(500, "the server failed at this; its log says where"))
         finally:
             answer.log()
+
+    def _check_host(self, headers: dict[str, str], scope: Scope) -> None:
+        """Refuse other names, to which a page may have let its own lead; HTTP/1.0 needs none."""
+        host, reached = headers.get("host"), (scope.get("server") or (None,))[0]
+        if host is not None and not is_ours(host, self.hosts, reached):
+            raise Refusal(
+                421,
+                f"this server does not know itself as {host[:80]!r}; use the address that it "
+                "printed, or start it with --allow-host and that name",
+            )
 
     def _check_token(self, headers: dict[str, str]) -> None:
         kind, _, given = headers.get("authorization", "").partition(" ")
@@ -106,7 +120,7 @@ class Guard:
         Raises:
             Refusal: If it announces more.
         """
-        uploads = headers.get("content-type", "").startswith("multipart/form-data")
+        uploads = headers.get("content-type", "").lower().startswith("multipart/form-data")
         limit = self.largest_upload if uploads else LARGEST_REQUEST
         announced = headers.get("content-length", "0")
         if not (announced.isascii() and announced.isdigit()):
@@ -182,8 +196,8 @@ class _Answer:
 def _check_origin(headers: dict[str, str]) -> None:
     """Refuse what a page of another origin sends; programs send no origin."""
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-        raise Refusal(403, f"a page of {origin} sent this; use the server's own pages")
+    if origin is not None and not same_origin(origin, headers.get("host")):
+        raise Refusal(403, f"a page of {origin[:80]} sent this; use the server's own pages")
 
 
 def _too_large(limit: int) -> Refusal:

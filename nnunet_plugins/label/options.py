@@ -1,7 +1,6 @@
 """What requests may choose, beside names: everything else that they send is left out."""
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,11 +36,20 @@ def training_options(params: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"max_epochs is a whole number from 1 to {MOST_EPOCHS}")
         options["max_epochs"] = epochs
     if rate is not None:
-        number = isinstance(rate, int | float) and not isinstance(rate, bool)
-        if not number or not math.isfinite(rate) or not 0 < rate <= HIGHEST_RATE:
-            raise ValueError(f"learning_rate is a number above 0, {HIGHEST_RATE} at most")
-        options["learning_rate"] = float(rate)
+        options["learning_rate"] = learning_rate(rate, HIGHEST_RATE)
     return options
+
+
+def learning_rate(value: Any, highest: float) -> float:
+    """A learning rate.
+
+    Raises:
+        ValueError: If it is no number, or one of another size.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= highest:  # NaN and whole numbers of any length too
+        raise ValueError(f"learning_rate is a number above 0, {highest} at most")
+    return float(value)
 
 
 def flag(params: Mapping[str, Any], key: str) -> bool:

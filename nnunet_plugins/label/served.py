@@ -18,8 +18,10 @@ from nnunet_plugins.bundle.plan import Plan
 from nnunet_plugins.bundle.training import read_weights
 from nnunet_plugins.bundle.video import MASKS, VideoResult
 from nnunet_plugins.data.masks import LabelScheme, read_mask
-from nnunet_plugins.label.names import is_video
+from nnunet_plugins.label.disk import told
+from nnunet_plugins.label.names import confined, is_video
 from nnunet_plugins.label.uncertainty import Uncertainty
+from nnunet_plugins.label.volumes import check_alone
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class ServedBundle:
                 logits = self._logits(item["image"], made(config, "inferer"), network, unsure)
                 done = made(config, "postprocessing")({**item, "pred": logits})["pred"]
             except MENDABLE as error:  # MONAI wraps a transform's error in its own
-                raise ValueError(str(first_cause(error))) from error
+                raise ValueError(told(first_cause(error))) from error
         if isinstance(done, VideoResult):
             return Prediction(self._volume_of_masks(done), unsure.mean)
         (file,) = out.iterdir()
@@ -178,7 +180,8 @@ def channel_files(study: Path, plan: Plan) -> list[Path]:
     """The file of each channel: the study's, and those beside it that are numbered like it.
 
     Raises:
-        ValueError: If the network takes several channels and the file is not numbered.
+        ValueError: If the network takes several channels and the file is not numbered, or a link
+            or header leads elsewhere.
     """
     channels = len(plan.channels)
     if channels == 1:
@@ -189,4 +192,8 @@ def channel_files(study: Path, plan: Plan) -> list[Path]:
             f"this network takes {channels} channels ({', '.join(plan.channels)}) and {study.name} "
             "is one file; call them CASE_0000, CASE_0001 and so on, and name CASE_0000"
         )
-    return [study.with_name(f"{stem}_{index:04d}{ending}") for index in range(channels)]
+    names = (f"{stem}_{index:04d}{ending}" for index in range(channels))
+    files = [confined(study.parent, name) for name in names]
+    for file in filter(Path.is_file, files):
+        check_alone(file)
+    return files

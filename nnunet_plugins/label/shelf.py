@@ -19,6 +19,10 @@ SETTLED = 2 * 10**9
 """Nanoseconds after which a file cannot change again at the time that it already bears."""
 
 
+class NewerCandidate(ValueError):
+    """The candidate is not the one that was looked at."""
+
+
 class Shelf:
     """Folder of a model's weights beside the studies; the bundle itself is never changed.
 
@@ -43,8 +47,8 @@ class Shelf:
 
     def put_candidate(self, weights: dict[str, Tensor], report: dict[str, Any]) -> None:
         """Keep the outcome of a training; an older candidate goes."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
+            self._settle()
             self._report(self.candidate).unlink(missing_ok=True)
             write_weights(weights, self.candidate)
             report = report | {"weights": digest(self.candidate)}
@@ -52,29 +56,42 @@ class Shelf:
 
     def candidate_report(self) -> dict[str, Any] | None:
         """How the candidate was made and how it scored; None if there is none."""
-        return self._read_report(self.candidate)
+        return _report_in(self._report(self.candidate), self.candidate)
 
     def model_report(self) -> dict[str, Any] | None:
         """The same of the weights in use, if they were promoted here."""
-        return self._read_report(self.model)
+        reports = (self._report(self.model), self._report(self.candidate))
+        return _report_in(reports[0], self.model) or _report_in(reports[1], self.model)
 
-    def promote(self) -> dict[str, Any]:
+    def promote(self, seen: str) -> dict[str, Any]:
         """Serve the candidate from now on, and give its report.
+
+        Of several at once one promotes. One that is killed leaves the old weights in use and the
+        candidate, or the new weights in use, of which the report is found all the same.
+
+        Args:
+            seen: Digest of the candidate that was looked at, the `weights` of its report.
 
         Raises:
             FileNotFoundError: If there is no candidate.
+            NewerCandidate: If it is another one.
         """
-        report = self.candidate_report()
-        if report is None:
-            raise FileNotFoundError(
-                f"{self.folder.name} has no candidate; train it first, then promote"
-            )
         with self._lock():
+            self._settle()
+            report = self.candidate_report()
+            if report is None:
+                raise FileNotFoundError(
+                    f"{self.folder.name} has no candidate; train it first, then promote"
+                )
+            if report["weights"] != seen:
+                raise NewerCandidate(
+                    f"the candidate of {self.folder.name} is not the one you saw; look at it"
+                )
             served = self.served
             if served is not None:
                 _copy(served, self.previous)
-            os.replace(self._report(self.candidate), self._report(self.model))
             os.replace(self.candidate, self.model)
+            self._settle()
         return report
 
     def restore(self) -> None:
@@ -83,25 +100,37 @@ class Shelf:
         Raises:
             FileNotFoundError: If nothing was.
         """
-        if not self.previous.is_file():
-            raise FileNotFoundError(f"{self.folder.name} has no weights from before a promotion")
         with self._lock():
+            if not self.previous.is_file():
+                name = self.folder.name
+                raise FileNotFoundError(f"{name} has no weights from before a promotion")
             self._report(self.model).unlink(missing_ok=True)
             os.replace(self.previous, self.model)
 
     def _lock(self) -> FileLock:
+        self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / ".lock")
+
+    def _settle(self) -> None:
+        """Lay the report beside promoted weights, where their promotion has not come so far."""
+        report = self._report(self.candidate)
+        if not self.candidate.is_file() and _report_in(report, self.model) is not None:
+            os.replace(report, self._report(self.model))
 
     def _report(self, weights: Path) -> Path:
         return weights.with_suffix(".json")
 
-    def _read_report(self, weights: Path) -> dict[str, Any] | None:
-        """The report of a file of weights; None where one of the two is missing or of another."""
-        file = self._report(weights)
-        if not (weights.is_file() and file.is_file()):
-            return None
+
+def _report_in(file: Path, weights: Path) -> dict[str, Any] | None:
+    """The report in a file, if it is of these weights; None also where one of the two is missing.
+
+    They may be moved away at any time, by a promotion.
+    """
+    try:
         report = json.loads(file.read_text(encoding="utf-8"))
         return report if report["weights"] == digest(weights) else None
+    except FileNotFoundError:
+        return None
 
 
 def digest(file: Path) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_plugins.label.names import is_video
+from nnunet_plugins.label.volumes import LARGEST, announced, by, check_end, read_header
 
-LARGEST_GRID = 2**31
-"""Voxels of a volume, or pixels of a video's frame times frames: what one may announce."""
+LARGEST_FRAME = 2**26
+"""Pixels of a video's frame."""
 TOLERANCE = 1e-2
 """Millimetres by which the frames of a label and its image may differ."""
 
@@ -47,9 +48,17 @@ def check_image(file: Path) -> None:
     Raises:
         ValueError: If it is no volume or video that can be opened, or too large.
     """
-    size = _frame_size(file) if is_video(file) else _header(file).GetSize()
-    if np.prod([float(n) for n in size]) > LARGEST_GRID:
-        raise ValueError(f"the file announces {' x '.join(map(str, size))} voxels, too many")
+    if is_video(file):
+        width, height = _frame_size(file)
+        if width * height > LARGEST_FRAME:
+            raise ValueError(f"frames of {width} x {height} pixels are larger than is taken")
+        return
+    header = read_header(file)
+    if announced(header) > LARGEST:
+        raise ValueError(
+            f"the file announces {by(header.GetSize())} voxels, {announced(header) / 2**30:.1f} "
+            f"GiB; up to {LARGEST / 2**30:.0f} GiB are taken"
+        )
 
 
 def check_label(file: Path, image: Path) -> None:
@@ -58,21 +67,28 @@ def check_label(file: Path, image: Path) -> None:
     Raises:
         ValueError: If it is no volume, holds no whole numbers or lies on another grid.
     """
-    label = _header(file)
-    if label.GetNumberOfComponents() != 1 or not _holds_integers(label):
-        raise ValueError("a label has one whole number a voxel; this file has something else")
+    label = read_header(file)
+    if label.GetNumberOfComponents() != 1:
+        raise ValueError("a label has one whole number a voxel; this file has several")
     if is_video(image):
         width, height = _frame_size(image)
         if label.GetDimension() != 3 or label.GetSize()[:2] != (width, height):
             raise ValueError(
-                f"the label has {_by(label.GetSize())} voxels and the video frames of "
+                f"the label has {by(label.GetSize())} voxels and the video frames of "
                 f"{width} x {height} pixels; send frames as the last axis"
             )
-        return
-    reference = _header(image)
+    else:
+        _check_grid(label, read_header(image))
+    if label.GetPixelID() == sitk.sitkUInt8 and file.name.lower().endswith(".nii.gz"):
+        check_end(file, label)  # whatever the length of a video
+    else:
+        _check_whole_numbers(label)
+
+
+def _check_grid(label: sitk.ImageFileReader, reference: sitk.ImageFileReader) -> None:
     if label.GetSize() != reference.GetSize():
         raise ValueError(
-            f"the label has {_by(label.GetSize())} voxels and its image {_by(reference.GetSize())}"
+            f"the label has {by(label.GetSize())} voxels and its image {by(reference.GetSize())}"
         )
     for what in ("GetOrigin", "GetSpacing", "GetDirection"):
         a, b = getattr(label, what)(), getattr(reference, what)()
@@ -80,25 +96,22 @@ def check_label(file: Path, image: Path) -> None:
             raise ValueError(f"label and image differ in {what[3:].lower()}: {a} and {b}")
 
 
-def _header(file: Path) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
+def _check_whole_numbers(label: sitk.ImageFileReader) -> None:
+    """See that all voxels are whole and not negative, however they are stored."""
+    if announced(label) > LARGEST:
+        raise ValueError(
+            f"the label announces {announced(label) / 2**30:.1f} GiB; send it as .nii.gz with 8 "
+            "bits a voxel"
+        )
     try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise ValueError("the file cannot be read as a volume; is it damaged?") from error
-    return reader
-
-
-def _holds_integers(label: sitk.ImageFileReader) -> bool:
-    """Whether all voxels are whole and not negative, however they are stored."""
-    if float(np.prod(label.GetSize())) > LARGEST_GRID:
-        return False
-    try:
-        voxels = sitk.GetArrayFromImage(label.Execute())
+        image = label.Execute()
     except RuntimeError as error:
         raise ValueError("the label cannot be read to its end; is it damaged?") from error
-    return bool(np.all((voxels >= 0) & (voxels == np.floor(voxels))))
+    voxels = sitk.GetArrayViewFromImage(image)
+    if voxels.dtype.kind == "u":
+        return
+    if not all(np.all((part >= 0) & (part == np.floor(part))) for part in voxels):
+        raise ValueError("a label has one whole number a voxel; this file has something else")
 
 
 def _frame_size(file: Path) -> tuple[int, int]:
@@ -108,7 +121,3 @@ def _frame_size(file: Path) -> tuple[int, int]:
             return video.width, video.height
     except (av.FFmpegError, ValueError, OSError) as error:
         raise ValueError("the file cannot be read as a video; is it damaged?") from error
-
-
-def _by(size: tuple[int, ...]) -> str:
-    return " x ".join(map(str, size))

@@ -107,7 +107,8 @@ export function makeActions(page) {
         + "epochs. What is served now is kept and can be restored."));
     if (!(await agree(`Promote the candidate of ${model}?`, body, "Promote", kind))) return;
     await attempt(async () => {
-      await ask(`/promote/${encodeURIComponent(model)}`, { method: "POST" });
+      const query = { candidate: report.weights };
+      await ask(`/promote/${encodeURIComponent(model)}`, { method: "POST", query });
       await page.refresh();
       say(`${model} serves the candidate now.`);
     }, model);

@@ -148,13 +148,17 @@ class LabelApp(MONAILabelApp):
             else Path(self._datastore.get_image_uri(study))
         )
         file, facts = task({"image": str(path), "after_all": request.get("after_all")})
-        if not received:
-            figure = {"value": facts["uncertainty"], "weights": facts["weights"]}
-            before = self._datastore.get_image_info(study).get("uncertainty", {})
-            self._datastore.update_image_info(study, {"uncertainty": {**before, model: figure}})
-        if received or not request.get("save_label"):
-            return {"label": file, "file": file, "tag": PREDICTED, "params": facts}
-        self._datastore.save_label(study, file, PREDICTED, {"model": model, **facts})
+        try:
+            if not received:
+                figure = {"value": facts["uncertainty"], "weights": facts["weights"]}
+                before = self._datastore.get_image_info(study).get("uncertainty", {})
+                self._datastore.update_image_info(study, {"uncertainty": {**before, model: figure}})
+            if received or not request.get("save_label"):
+                return {"label": file, "file": file, "tag": PREDICTED, "params": facts}
+            self._datastore.save_label(study, file, PREDICTED, {"model": model, **facts})
+        except BaseException:
+            remove_result(file)
+            raise
         remove_result(file)
         return {"label": study, "file": None, "tag": PREDICTED, "params": facts}
 

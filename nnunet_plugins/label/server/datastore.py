@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
@@ -17,14 +18,20 @@ from monailabel.datastore.local import (
     LocalDatastoreModel,
 )
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
+from watchdog.events import PatternMatchingEventHandler
+from watchdog.observers import Observer
+from watchdog.observers.polling import PollingObserver
 
-from nnunet_plugins.label.names import VIDEOS, VOLUMES, check_name, confined, ending_of
+from nnunet_plugins.label.names import VIDEOS, VOLUMES, check_name, confined, ending_of, is_video
 from nnunet_plugins.label.shelf import write_text
 from nnunet_plugins.label.training import LabelledStudy
 from nnunet_plugins.label.uploads import check_image, check_label
+from nnunet_plugins.label.volumes import check_alone
 
 FINAL = "final"
 """Tag of labels that a person has finished."""
+
+logger = logging.getLogger(__name__)
 
 
 class Studies(LocalDatastore):
@@ -45,7 +52,9 @@ class Studies(LocalDatastore):
         self._file_lock = FileLock(self._root / ".lock")
         self._stamp: tuple[int, ...] = ()
         endings = [f"*{ending}" for ending in VOLUMES + VIDEOS]
-        super().__init__(str(self._root), extensions=endings, auto_reload=watch)
+        super().__init__(str(self._root), extensions=endings, auto_reload=False)
+        if watch:
+            self._watch([f"**/{ending}" for ending in endings])
 
     @property
     def _datastore(self) -> LocalDatastoreModel:
@@ -59,7 +68,16 @@ class Studies(LocalDatastore):
         self._list = content
 
     def get_image_uri(self, image_id: str) -> str:
-        """File of a study.
+        """File of a study, to be read.
+
+        Raises:
+            ImageNotFoundException: If there is no such study.
+            ValueError: If a link leads out of the folder, or a header to another file.
+        """
+        return str(_readable(self.place(image_id)))
+
+    def place(self, image_id: str) -> Path:
+        """Where the file of a study is, whatever it holds.
 
         Raises:
             ImageNotFoundException: If there is no such study.
@@ -68,21 +86,22 @@ class Studies(LocalDatastore):
         entry = self._datastore.objects.get(image_id)
         if entry is None:
             raise ImageNotFoundException(f"there is no study {image_id[:80]!r}; GET /datastore/")
-        return str(confined(self._root, self._filename(image_id, entry.image.ext)))
+        return confined(self._root, self._filename(image_id, entry.image.ext))
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
-        """File of a label.
+        """File of a label, to be read.
 
         Raises:
             LabelNotFoundException: If there is no such label.
-            ValueError: If a link leads out of the folder.
+            ValueError: If a link leads out of the folder, or a header to another file.
         """
         label = self._datastore.label(label_id, label_tag)
         if label is None:
             raise LabelNotFoundException(
                 f"the study {label_id[:80]!r} has no label with the tag {label_tag[:80]!r}"
             )
-        return str(confined(self._root, "labels", label_tag, self._filename(label_id, label.ext)))
+        name = self._filename(label_id, label.ext)
+        return str(_readable(confined(self._root, "labels", label_tag, name)))
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """What is known of a study, but not where its file is."""
@@ -155,9 +174,31 @@ class Studies(LocalDatastore):
                 found.append(LabelledStudy(name, Path(image), Path(label)))
         return found
 
+    def open_studies(self) -> dict[str, Path]:
+        """Files of studies without a final label; those are left out that cannot be served."""
+        found = {}
+        for name in self.get_unlabeled_images():
+            with contextlib.suppress(ValueError, ImageNotFoundException):
+                file = Path(self.get_image_uri(name))
+                if file.is_file():
+                    found[name] = file
+        return found
+
     def refresh(self) -> None:
         """Look for files that others put there or took away."""
         self._reconcile_datastore()
+
+    def _watch(self, patterns: list[str]) -> None:
+        """Look for new files among studies and labels; what else lies beside them is left alone."""
+        handler = PatternMatchingEventHandler(patterns=patterns, ignore_directories=True)
+        handler.on_created = handler.on_deleted = handler.on_moved = lambda event: self.refresh()
+        observer = PollingObserver() if self._is_on_mount(str(self._root)) else Observer()
+        observer.schedule(handler, str(self._root), recursive=False)
+        observer.schedule(handler, str(self._root / "labels"), recursive=True)
+        try:
+            observer.start()
+        except OSError as error:
+            logger.warning("new files are not looked for, POST /reload finds them: %s", error)
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
@@ -194,3 +235,10 @@ class Studies(LocalDatastore):
         write_text(file, json.dumps(content, indent=2, default=str))
         status = file.stat()
         self._stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+
+
+def _readable(file: Path) -> Path:
+    """The file itself, if it leads to no other by its header."""
+    if file.is_file() and not is_video(file):
+        check_alone(file)
+    return file

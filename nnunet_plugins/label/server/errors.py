@@ -3,10 +3,13 @@
 import logging
 
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from monailabel.interfaces.exception import MONAILabelException
+from starlette.exceptions import HTTPException
 
+from nnunet_plugins.label.disk import FULL, is_full
 from nnunet_plugins.label.guard import Refusal
 from nnunet_plugins.label.turns import TooMany
 
@@ -27,16 +30,31 @@ def sentences(application: FastAPI) -> None:
     for kind, status in STATUS.items():
         application.add_exception_handler(kind, _handler(status))
     application.add_exception_handler(RequestValidationError, _invalid)
+    application.add_exception_handler(OSError, _disk)
+    application.add_exception_handler(HTTPException, _told)
     application.add_exception_handler(Exception, _failed)
 
 
 def _handler(status: int):
     def handle(request: Request, error: Exception) -> JSONResponse:
+        if is_full(error):
+            return _answer(507, FULL)
         text = error.msg if isinstance(error, MONAILabelException) else str(error)
         headers = {"Retry-After": "10"} if status == 503 else None
         return _answer(status, text, headers)
 
     return handle
+
+
+def _disk(request: Request, error: OSError) -> JSONResponse:
+    if not is_full(error):
+        raise error
+    return _answer(507, FULL)
+
+
+async def _told(request: Request, error: HTTPException) -> Response:
+    """FastAPI says of any error, while it reads a body, that the body cannot be read."""
+    return _answer(507, FULL) if is_full(error) else await http_exception_handler(request, error)
 
 
 def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -48,6 +66,8 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
 def _failed(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, Refusal):
         raise error
+    if is_full(error):
+        return _answer(507, FULL)
     kind = type(error).__name__
     return _answer(500, f"the server failed at this ({kind}); its log says where")
 

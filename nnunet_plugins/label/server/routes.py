@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, FastAPI, File, Form, HTTPException, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, File, Form, HTTPException, Query, Request
 from fastapi import UploadFile as Upload
 from fastapi.responses import FileResponse, Response
 from monailabel.interfaces.utils.app import app_instance
@@ -30,10 +30,15 @@ from nnunet_plugins.label.server.errors import sentences
 from nnunet_plugins.label.server.tasks import remove_result
 from nnunet_plugins.label.server.video_routes import add_videos
 from nnunet_plugins.label.server.views import add_views
+from nnunet_plugins.label.shelf import NewerCandidate
 from nnunet_plugins.label.uploads import check_image, received
 
 JOBS = {"train": "/train", "scoring": "/scoring", "batch_infer": "/batch/infer"}
 """MONAI Label's kinds of work in processes of their own, and their addresses."""
+BUSY = {"train": "a training round", "scoring": "scoring", "batch_infer": "a batch"}
+"""The same in words."""
+FORMS = ("multipart/", "application/x-www")
+"""Beginnings of content types that are forms."""
 Json = Annotated[dict[str, Any] | None, Body()]
 
 
@@ -69,7 +74,7 @@ async def refuse_expressions(request: Request) -> None:
     values: list[Any] = [dict(request.path_params), request.query_params.multi_items()]
     if request.method in ("GET", "HEAD", "DELETE"):
         pass  # nobody reads their bodies, and MONAI Label's client announces some and sends none
-    elif request.headers.get("content-type", "").startswith(("multipart/", "application/x-www")):
+    elif request.headers.get("content-type", "").lower().startswith(FORMS):
         for key, value in (await request.form()).multi_items():
             values += [key, value.filename if isinstance(value, UploadFile) else value]
     else:
@@ -251,9 +256,23 @@ def candidate(model: str) -> dict[str, Any]:
 
 
 @router.post("/promote/{model}")
-def promote(model: str) -> dict[str, Any]:
-    """Serve the candidate from now on; what was served is kept."""
-    return served().shelf(model).promote()
+def promote(model: str, candidate: Annotated[str, Query(max_length=512)] = "") -> dict[str, Any]:
+    """Serve the candidate from now on; what was served is kept.
+
+    Args:
+        model: Whose.
+        candidate: The `weights` in the report that was looked at.
+    """
+    shelf = served().shelf(model)
+    if shelf.candidate_report() is not None and not candidate:
+        raise HTTPException(
+            400,
+            f"say which candidate is promoted: candidate=WEIGHTS, as GET /candidate/{model} tells",
+        )
+    try:
+        return shelf.promote(candidate)
+    except NewerCandidate as error:
+        raise HTTPException(409, str(error)) from error
 
 
 @router.post("/restore/{model}")
@@ -309,9 +328,9 @@ def make_application() -> FastAPI:
 
 
 def _begin(method: str, request: dict[str, Any]) -> dict[str, Any]:
-    job, why = AsyncTask.run(method, request=request)
+    job, _ = AsyncTask.run(method, request=request)
     if job is None:
-        raise HTTPException(429, f"{why}; wait for its end, or stop it")
+        raise HTTPException(429, f"{BUSY[method]} is at work already; wait for its end, or stop it")
     return _shown(job)
 
 

@@ -29,6 +29,8 @@ PREDICTED = "original"
 """Tag of labels that a network made."""
 AT_ONCE = 4
 """Studies without a figure that one request for the most uncertain one may segment."""
+SHOWN = 20
+"""Names that one line of the log lists."""
 
 
 class BundleInfer(InferTask):
@@ -86,8 +88,8 @@ class BundleInfer(InferTask):
             try:
                 segmented = self.worker.submit(self.bundle.segment, study, out / "labels", weights)
                 prediction = segmented.result()
-            except ValueError:
-                shutil.rmtree(out)
+            except BaseException:
+                shutil.rmtree(out, ignore_errors=True)
                 raise
         facts = {
             "label_names": self.labels,
@@ -132,6 +134,11 @@ class BundleTrain(TrainTask):
         """Train, score and keep the candidate; its report."""
         wanted = Round(request.get("max_epochs", Round.epochs), request.get("learning_rate"))
         labelled = datastore.labelled_studies()
+        if strangers := self.patients.strangers(datastore.list_images()):
+            print(
+                f"{len(strangers)} names in tables of patients are no study of this folder: "
+                f"{', '.join(strangers[:SHOWN])}"
+            )
         whose = self.patients.of(study.name for study in labelled)
         studies = [replace(study, patient=whose[study.name]) for study in labelled]
         return train_candidate(self.bundle, self.shelf, studies, wanted)
@@ -145,7 +152,7 @@ class RandomStudy(Strategy):
 
     def __call__(self, request: dict[str, Any], datastore: Studies) -> dict[str, Any] | None:
         """Its name."""
-        names = datastore.get_unlabeled_images()
+        names = list(datastore.open_studies())
         return {"id": random.choice(names)} if names else None
 
 
@@ -179,8 +186,8 @@ class UncertainStudy(Strategy):
         weights = digest(task.shelf.served)
         of_kind = [
             name
-            for name in datastore.get_unlabeled_images()
-            if is_video(Path(datastore.get_image_uri(name))) == task.bundle.of_videos
+            for name, file in datastore.open_studies().items()
+            if is_video(file) == task.bundle.of_videos
         ]
         unknown = [n for n in of_kind if _figure(datastore, n, model, weights) is None]
         failed = []

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import SimpleITK as sitk
 from fastapi import APIRouter, Depends, FastAPI, File, Form, Query, Request
 from fastapi import UploadFile as Upload
 from fastapi.responses import FileResponse
 from monailabel.interfaces.utils.app import app_instance
 from starlette.background import BackgroundTask
 
-from nnunet_plugins.data.masks import Labels
+from nnunet_plugins.label.disk import is_full
 from nnunet_plugins.label.names import VOLUMES, check_name, confined, ending_of, is_video
 from nnunet_plugins.label.opened import Opened
 from nnunet_plugins.label.options import read_params
-from nnunet_plugins.label.planes import read_video_labels
 from nnunet_plugins.label.seeking import SeekableVideo
 from nnunet_plugins.label.server.app import LabelApp
 from nnunet_plugins.label.server.datastore import FINAL
@@ -29,10 +27,11 @@ from nnunet_plugins.label.server.tasks import PREDICTED, BundleInfer
 from nnunet_plugins.label.uploads import received
 from nnunet_plugins.label.video.annotate import Annotation, annotate, goes_on_at, scheme_of
 from nnunet_plugins.label.video.choices import Choices, read_choices
-from nnunet_plugins.label.video.cvat import read_cvat, volume_of
+from nnunet_plugins.label.video.cvat import all_frames, read_cvat
 from nnunet_plugins.label.video.drafts import Draft, ranges
-from nnunet_plugins.label.video.exports import FORMATS
+from nnunet_plugins.label.video.exports import FORMATS, Known
 from nnunet_plugins.label.video.jobs import Job, Jobs
+from nnunet_plugins.label.video.label_files import LabelFrames, check_size, write_volume
 from nnunet_plugins.label.video.pieces import Piece
 from nnunet_plugins.label.video.prompts import (
     UNLABELLED,
@@ -103,13 +102,27 @@ class Desk:
         return Clip(image, video, task, Draft(folder, wanted.key), weights)
 
     def work(self, clip: Clip, wanted: Annotation, save_label: bool, job: Job) -> None:
-        """Segment, and keep what was made as the study's predicted label, however it ends."""
+        """Segment, and keep what was made as the study's predicted label, however it ends.
+
+        Raises:
+            OSError: If the disk is full; then it says what is kept.
+        """
         try:
-            unsure = annotate(wanted, clip.draft, clip.task.turns, job.advance)
-            job.result = {"uncertainty": round(unsure, 6)}
-        finally:
-            if save_label and clip.draft.done():
-                self._keep(clip, wanted, job)
+            try:
+                unsure = annotate(wanted, clip.draft, clip.task.turns, job.advance)
+                job.result = {"uncertainty": round(unsure, 6)}
+            finally:
+                if save_label and clip.draft.done():
+                    self._keep(clip, wanted, job)
+        except Exception as error:
+            if not is_full(error):
+                raise
+            done = len(clip.draft.done())
+            raise OSError(
+                f"the disk of the studies is full; {done} finished frames of this model are kept, "
+                f"but the label {PREDICTED} may lack the last of them; make room "
+                "and ask again from where /video/progress says"
+            ) from error
 
     def _keep(self, clip: Clip, wanted: Annotation, job: Job) -> None:
         """The draft as the study's predicted label."""
@@ -122,7 +135,7 @@ class Desk:
             **job.result,
         }
         with self.temporary(".nii.gz") as file:
-            sitk.WriteImage(sitk.GetImageFromArray(clip.draft.volume()), str(file))
+            clip.draft.write(file, clip.size[1:])
             self.app.datastore().save_label(clip.name, str(file), PREDICTED, about)
 
     def temporary(self, ending: str) -> "_Temporary":
@@ -186,6 +199,8 @@ def segment(
     clip = desk.clip(model, image)
     total = len(clip.video)
     piece = Piece(choices.start, total if choices.end is None else choices.end, total)
+    if choices.save_label:
+        check_size((max(piece.end, clip.draft.length), *clip.size[1:]))
     prompt = _prompt(desk, clip, choices, mask)
     wanted = Annotation(clip.task.bundle, clip.weights, clip.video, piece, prompt, choices.how)
     about = {"model": model, "image": image, "start": piece.start, "end": piece.end}
@@ -207,7 +222,7 @@ def get_job(desk: OfVideos, job: str) -> dict[str, Any]:
 
 @router.delete("/jobs/{job}")
 def cancel_job(desk: OfVideos, job: str) -> dict[str, Any]:
-    """End a job between two frames; what it has made is kept."""
+    """End a job between two frames or steps of adaptation; what it has made is kept."""
     found = desk.jobs.get(job)
     found.cancelled.set()
     return found.told()
@@ -231,17 +246,18 @@ def export(
     """A study's label as a file for other programs; classes are called as by a model."""
     video, studies = desk.video(image), desk.app.datastore()
     label = Path(studies.get_label_uri(image, tag))
-    labels = read_video_labels(label).voxels
-    if labels.dtype != np.uint8 or labels.shape[1:] != (video.height, video.width):
-        raise ValueError("this label is not on the video's frames, or has values above 255")
-    names = studies.get_label_info(image, tag).get("label_names") or _numbered(labels)
+    labels = Known(LabelFrames(label), len(video))
+    if labels.label.size[1:] != (video.height, video.width):
+        raise ValueError("this label is not on the video's frames; send one of its size")
     if model:
         names = desk.clip(model, image).task.bundle.labels
+    else:
+        names = studies.get_label_info(image, tag).get("label_names") or _numbered(labels)
     ending, write = FORMATS[format.value]
     file = desk.temporary(ending).file
     try:
         with desk.app.turns.turn():
-            write(file, labels[: len(video)], video, names)
+            write(file, labels, video, names)
     except BaseException:
         file.unlink(missing_ok=True)
         raise
@@ -257,10 +273,11 @@ def put_label(
     clip = desk.clip(model, image)
     names = clip.task.bundle.labels
     check_name(tag, "a tag")
+    check_size(clip.size)
     with received(label.file, desk.app.temporary, ".zip") as archive:
         masks = read_cvat(archive, names, clip.size)
     with desk.temporary(".nii.gz") as file:
-        sitk.WriteImage(sitk.GetImageFromArray(volume_of(masks, len(clip.video))), str(file))
+        write_volume(file, all_frames(masks, clip.size), clip.size)
         about = {"label_names": names, "frames": ranges(sorted(masks))}
         desk.app.datastore().save_label(image, str(file), tag, about)
     return {"image": image, "tag": tag, "frames": ranges(sorted(masks))}
@@ -285,7 +302,7 @@ def _prompt(desk: Desk, clip: Clip, choices: Choices, mask: Upload | None) -> Pr
         return prompt_of_picture(file, choices.frames[0], scheme, clip.size)
 
 
-def _numbered(labels: Labels) -> dict[str, int]:
+def _numbered(labels: Known) -> dict[str, int]:
     """Names of classes about which nothing else is known."""
-    values = np.unique(labels).tolist()
+    values = sorted({value for frame in labels for value in np.unique(frame).tolist()})
     return {f"class {value}": value for value in values if value not in (0, UNLABELLED)}

@@ -64,11 +64,11 @@ class Views:
 
     def file(self, study: str) -> Path:
         """A study's file, inside the folder of studies."""
-        return _existing(self.studies.get_image_uri(study))
+        return _existing(Path(self.studies.get_image_uri(study)))
 
     def label_file(self, study: str, tag: str) -> Path:
         """A label's file, inside the folder of studies."""
-        return _existing(self.studies.get_label_uri(study, tag))
+        return _existing(Path(self.studies.get_label_uri(study, tag)))
 
     def image(self, study: str) -> Volume | SeekableVideo:
         """A study, open.
@@ -118,11 +118,11 @@ def add_views(application: FastAPI, dependencies: Sequence[Any]) -> None:
 
 @router.get("/studies")
 def list_studies(views: Shown) -> list[dict[str, Any]]:
-    """Name, kind, bytes, and labels of every study that can be opened."""
+    """Name, kind, bytes, and labels of every study that is there."""
     studies, found = views.studies, []
     for name, entry in sorted(studies.json()["objects"].items()):
         try:
-            file = views.file(name)
+            file = _existing(studies.place(name))
         except (ValueError, OSError, MONAILabelException):
             continue
         figures = entry["image"]["info"].get("uncertainty", {})
@@ -302,10 +302,10 @@ def _check_version(file: Path, version: str) -> None:
         raise HTTPException(409, "there is a newer prediction than the one you saw; look at it")
 
 
-def _existing(file: str) -> Path:
-    if not Path(file).is_file():
+def _existing(file: Path) -> Path:
+    if not file.is_file():
         raise FileNotFoundError("the file of this study has gone; POST /reload")
-    return Path(file)
+    return file
 
 
 def _told(info: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Shapes: k classes, t h w clip, n chosen frames of it.
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch.nn import functional as F
 from nnunet_plugins.bundle.inferer import members_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Turn = Callable[[], AbstractContextManager[None]]
+"""What each step is done within; what it raises as it is entered ends the adaptation."""
 VIEWS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 """Axes of (..., h, w) along which each labelled clip is mirrored to learn from."""
 
@@ -52,7 +55,11 @@ class Adaptation:
 
 
 def adapted(
-    network: nn.Module, examples: Sequence[Example], loss: Loss, how: Adaptation | None = None
+    network: nn.Module,
+    examples: Sequence[Example],
+    loss: Loss,
+    how: Adaptation | None = None,
+    turn: Turn = nullcontext,
 ) -> nn.Module:
     """A copy of a network whose decoder has learned from labelled frames.
 
@@ -68,36 +75,42 @@ def adapted(
         examples: At least one that is labelled.
         loss: Of logits (1, k, n, h, w) and labels (1, 1, n, h, w).
         how: See `Adaptation`.
+        turn: See `Turn`; also what each view is looked at within.
 
     Raises:
         ValueError: If the network has no decoder.
     """
-    own = copy.deepcopy(network).eval().requires_grad_(False)
+    with turn():
+        own = copy.deepcopy(network).eval().requires_grad_(False)
     for member in members_of(own):
         if not hasattr(member, "decoder"):
             raise ValueError(
                 f"a {type(member).__name__} has no decoder to adapt; segment without a prompt"
             )
-        _adapt(member, examples, loss, how or Adaptation())
+        _adapt(member, examples, loss, how or Adaptation(), turn)
     return own
 
 
-def _adapt(member: nn.Module, examples: Sequence[Example], loss: Loss, how: Adaptation) -> None:
+def _adapt(
+    member: nn.Module, examples: Sequence[Example], loss: Loss, how: Adaptation, turn: Turn
+) -> None:
     decoder: nn.Module = member.decoder
-    with torch.no_grad():
-        labelled = [
-            _seen(member, e, axes) for e in examples if e.labels is not None for axes in VIEWS
-        ]
-        others = [_seen(member, e) for e in examples if e.labels is None]
+
+    def seen(example: Example, axes: tuple[int, ...] = ()) -> tuple[Any, Tensor]:
+        with turn(), torch.no_grad():
+            return _seen(member, example, axes)
+
+    labelled = [seen(e, axes) for e in examples if e.labels is not None for axes in VIEWS]
+    others = [seen(e) for e in examples if e.labels is None]
     parameters = [p for p in decoder.parameters() if p.is_floating_point()]
     optimizer = torch.optim.AdamW(parameters, how.learning_rate, weight_decay=0.0)
     order = torch.Generator().manual_seed(how.seed)
     decoder.requires_grad_(True)
-    with torch.enable_grad():
-        for step in range(how.steps):
-            if step % len(labelled) == 0:
-                turns = torch.randperm(len(labelled), generator=order).tolist()
-            given, labels = labelled[turns[step % len(labelled)]]
+    for step in range(how.steps):
+        if step % len(labelled) == 0:
+            views = torch.randperm(len(labelled), generator=order).tolist()
+        with turn(), torch.enable_grad():
+            given, labels = labelled[views[step % len(labelled)]]
             optimizer.zero_grad()
             wrong = loss(_logits(decoder, given), labels)
             if others:

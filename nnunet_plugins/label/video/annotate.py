@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from nnunet_plugins.label.served import ServedBundle, made
 from nnunet_plugins.label.shelf import digest
 from nnunet_plugins.label.turns import TooMany, Turns
 from nnunet_plugins.label.uncertainty import Uncertainty
-from nnunet_plugins.label.video.adaptation import Adaptation, Example, Loss, adapted
+from nnunet_plugins.label.video.adaptation import Adaptation, Example, Loss, Turn, adapted
 from nnunet_plugins.label.video.drafts import Draft, ranges
 from nnunet_plugins.label.video.pieces import Piece, continue_at, remembering, windowed
 from nnunet_plugins.label.video.prompts import Prompt
@@ -63,13 +64,15 @@ def annotate(
     """Masks of the piece into a draft, which holds each as soon as it is known.
 
     A network that remembers goes on from where an earlier piece ended. A labelled frame of the
-    piece keeps the mask that was drawn. The server's queue is asked for a turn every few frames.
+    piece keeps the mask that was drawn. The server's queue is asked for a turn every few frames,
+    and for every step of adaptation.
 
     Args:
         wanted: See `Annotation`.
         draft: Of the same model and video.
         turns: The queue of the server.
-        advance: Told how many frames were added; what it raises ends the work between two frames.
+        advance: Told how many frames were added; what it raises ends the work between two frames or
+            steps of adaptation.
 
     Returns:
         How uncertain the network was, as `Uncertainty`.
@@ -84,7 +87,7 @@ def annotate(
         if wanted.key != draft.key:
             raise ValueError("by now other weights are served, or the video has changed; ask again")
         draft.begin()
-        network = _network(wanted, served, frames)
+    network = _network(wanted, served, frames, partial(_turn, turns, advance))
     index, size = wanted.piece.start, (wanted.video.height, wanted.video.width)
     with contextlib.closing(_batches(wanted, network, served, frames, draft)) as batches:
         while index < wanted.piece.end:
@@ -104,7 +107,7 @@ def scheme_of(bundle: ServedBundle) -> LabelScheme:
     return LabelScheme(tuple(bundle.plan.foreground))
 
 
-def _network(wanted: Annotation, served: nn.Module, frames: FramePlan) -> nn.Module:
+def _network(wanted: Annotation, served: nn.Module, frames: FramePlan, turn: Turn) -> nn.Module:
     """The served network, or a copy that has learned from the prompt."""
     if not wanted.prompt or not wanted.how.steps:
         return served
@@ -115,8 +118,11 @@ def _network(wanted: Annotation, served: nn.Module, frames: FramePlan) -> nn.Mod
         )
     labelled = spread(sorted(wanted.prompt), LEARNED)
     others = spread(sorted(set(range(wanted.piece.total)) - set(wanted.prompt)), KEPT)
-    examples = [_example(wanted, frames, index) for index in (*labelled, *others)]
-    return adapted(served, examples, loss_of(wanted.bundle), wanted.how)
+    examples = []
+    for index in (*labelled, *others):
+        with turn():
+            examples.append(_example(wanted, frames, index))
+    return adapted(served, examples, loss_of(wanted.bundle), wanted.how, turn)
 
 
 def spread(indices: list[int], most: int) -> list[int]:
@@ -208,7 +214,7 @@ def _batches(
 
 @contextlib.contextmanager
 def _turn(turns: Turns, advance: Callable[[int], None]) -> Iterator[None]:
-    """A turn of the server's queue, however long it takes; jobs can be cancelled meanwhile."""
+    """A turn of the server's queue, however long it takes; a cancelled job gives it back unused."""
     with contextlib.ExitStack() as stack:
         while True:
             advance(0)
@@ -217,4 +223,5 @@ def _turn(turns: Turns, advance: Callable[[int], None]) -> Iterator[None]:
                 break
             except TooMany:
                 time.sleep(PATIENCE)
+        advance(0)
         yield

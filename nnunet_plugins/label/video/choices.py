@@ -1,12 +1,11 @@
 """What a request about a video may choose; everything else that it sends is left out."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nnunet_plugins.label.names import check_name
-from nnunet_plugins.label.options import flag
+from nnunet_plugins.label.options import flag, learning_rate
 from nnunet_plugins.label.video.adaptation import Adaptation
 
 MOST_FRAMES = 10**7
@@ -45,12 +44,13 @@ def read_choices(params: Mapping[str, Any]) -> Choices:
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError("prompt is the tag of a label of this study, such as final")
     steps = _whole(params, "steps", Adaptation.steps, MOST_STEPS)
+    rate = params.get("learning_rate", Adaptation.learning_rate)
     return Choices(
         start=_whole(params, "start", 0, MOST_FRAMES),
         end=_whole(params, "end", None, MOST_FRAMES),
         prompt=check_name(prompt, "a tag") if prompt else None,
         frames=frames,
-        how=Adaptation(steps, _rate(params.get("learning_rate", Adaptation.learning_rate))),
+        how=Adaptation(steps, learning_rate(rate, HIGHEST_RATE)),
         save_label=flag({"save_label": True, **params}, "save_label"),
     )
 
@@ -62,10 +62,3 @@ def _whole(params: Mapping[str, Any], key: str, default: Any, most: int) -> Any:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
         raise ValueError(f"{key} is a whole number from 0 to {most}")
     return value
-
-
-def _rate(value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 < value <= HIGHEST_RATE:
-        raise ValueError(f"learning_rate is a number above 0, {HIGHEST_RATE} at most")
-    return float(value)

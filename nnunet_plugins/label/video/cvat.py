@@ -7,6 +7,7 @@ frames of a video frame_000000 and so on.
 import io
 import re
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +25,27 @@ Colours = dict[tuple[int, int, int], int]
 """Classes by red, green and blue."""
 
 
-def write_cvat(file: Path, labels: Labels, names: dict[str, int]) -> None:
+def write_cvat(file: Path, labels: Iterable[Labels], names: dict[str, int]) -> None:
     """An archive that CVAT imports, without the frames about which nothing is known."""
     values = {0: "background"} | {value: name for name, value in names.items()}
     colours = {0: (0, 0, 0)} | {value: colour(value) for value in values if value}
     lines = ["# label:color_rgb:parts:actions"]
     lines += [f"{values[v]}:{','.join(map(str, colours[v]))}::" for v in sorted(values)]
     palette = [part for v in range(256) for part in colours.get(v, (0, 0, 0))]
-    known = [i for i, frame in enumerate(labels) if not (frame == UNLABELLED).all()]
+    known = []
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(LABELMAP, "\n".join(lines) + "\n")
-        archive.writestr(LISTING, "".join(f"frame_{i:06d}\n" for i in known))
-        for index in known:
-            picture = Image.fromarray(labels[index], "P")
+        for index, frame in enumerate(labels):
+            if (frame == UNLABELLED).all():
+                continue
+            known.append(index)
+            picture = Image.fromarray(frame, "P")
             picture.putpalette(palette)
             buffer = io.BytesIO()
             picture.save(buffer, "png")
             for folder in (CLASSES, OBJECTS):  # one object of each class
                 archive.writestr(f"{folder}frame_{index:06d}.png", buffer.getvalue())
+        archive.writestr(LISTING, "".join(f"frame_{i:06d}\n" for i in known))
 
 
 def read_cvat(file: Path, names: dict[str, int], size: tuple[int, int, int]) -> dict[int, Labels]:
@@ -81,13 +85,10 @@ def read_cvat(file: Path, names: dict[str, int], size: tuple[int, int, int]) -> 
     return found
 
 
-def volume_of(masks: dict[int, Labels], frames: int) -> Labels:
-    """Classes (t, h, w) of a whole video; frames without a mask are `UNLABELLED`."""
-    first = next(iter(masks.values()))
-    volume = np.full((frames, *first.shape), UNLABELLED, np.uint8)
-    for index, mask in masks.items():
-        volume[index] = mask
-    return volume
+def all_frames(masks: dict[int, Labels], size: tuple[int, int, int]) -> Iterator[Labels]:
+    """Classes (h, w) of each frame of a video of `size`; without a mask it is `UNLABELLED`."""
+    gap = np.full(size[1:], UNLABELLED, np.uint8)
+    return (masks.get(index, gap) for index in range(size[0]))
 
 
 def _is_mask(name: str) -> bool:

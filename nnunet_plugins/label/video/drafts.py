@@ -7,6 +7,7 @@ import numpy as np
 
 from nnunet_plugins.data.masks import Labels, read_mask
 from nnunet_plugins.label.shelf import write_text
+from nnunet_plugins.label.video.label_files import write_volume
 from nnunet_plugins.label.video.prompts import UNLABELLED
 from nnunet_plugins.stream.writer import write_mask
 
@@ -44,20 +45,32 @@ class Draft:
         """Numbers of the frames that are there, in order."""
         return sorted(int(f.stem) for f in self.masks.glob("[0-9]*.png")) if self.fits else []
 
-    def volume(self) -> Labels:
-        """Classes (t, h, w) up to the last frame that is there; gaps are `UNLABELLED`.
+    @property
+    def length(self) -> int:
+        """Frames of the video up to the last one that is there."""
+        return max(self.done(), default=-1) + 1
+
+    def write(self, file: Path, size: tuple[int, int]) -> None:
+        """The label (t, h, w) up to the last frame that is there; gaps are `UNLABELLED`.
+
+        One frame at a time is in memory.
+
+        Args:
+            file: Ends in .nii.gz.
+            size: Rows and columns of the video.
 
         Raises:
-            ValueError: If there is no frame.
+            ValueError: If there is no frame, or there are too many for the file.
         """
-        done = self.done()
-        if not done:
+        known = set(self.done())
+        if not known:
             raise ValueError("no frame has been segmented yet")
-        first = read_mask(self.masks / f"{done[0]:08d}.png")
-        labels = np.full((done[-1] + 1, *first.shape), UNLABELLED, np.uint8)
-        for index in done:
-            labels[index] = read_mask(self.masks / f"{index:08d}.png")
-        return labels
+        length, gap = max(known) + 1, np.full(size, UNLABELLED, np.uint8)
+        frames = (
+            read_mask(self.masks / f"{index:08d}.png") if index in known else gap
+            for index in range(length)
+        )
+        write_volume(file, frames, (length, *size))
 
 
 def ranges(indices: list[int]) -> list[tuple[int, int]]:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from PIL import Image
 
 from nnunet_plugins.data.masks import Labels, LabelScheme, read_mask
+from nnunet_plugins.label.video.label_files import LabelFrames
 
 UNLABELLED = 255
 """Fills frames of a volume of labels about which nothing is known."""
@@ -31,19 +31,16 @@ def prompt_of_volume(
     Raises:
         ValueError: If the volume does not fit, or no frame is left.
     """
-    try:
-        volume = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
-    except RuntimeError as error:
-        raise ValueError(f"{file.name} cannot be read as labels of frames") from error
-    if volume.ndim != 3 or volume.shape[1:] != size[1:] or len(volume) > size[0]:
+    volume = LabelFrames(file)
+    if volume.size[1:] != size[1:] or len(volume) > size[0]:
         raise ValueError(
-            f"the labels have the shape {volume.shape} and the video {size}; send frames x rows x "
+            f"the labels have the shape {volume.size} and the video {size}; send frames x rows x "
             "columns, frames from the first on"
         )
     if frames is None:
-        unknown = (volume == UNLABELLED).all((1, 2))
-        known = ~unknown if unknown.any() else volume.any((1, 2))
-        frames = np.flatnonzero(known).tolist()
+        seen = np.array([((frame == UNLABELLED).all(), frame.any()) for frame in volume])
+        unknown, drawn = seen.T
+        frames = np.flatnonzero(~unknown if unknown.any() else drawn).tolist()
     outside = [index for index in frames if not 0 <= index < len(volume)]
     if outside:
         raise ValueError(f"frame {outside[0]} is not among the {len(volume)} of the labels")

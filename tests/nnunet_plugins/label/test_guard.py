@@ -11,6 +11,7 @@ from nnunet_plugins.label.guard import LARGEST_REQUEST, Guard
 from nnunet_plugins.label.names import check_name, confined, ending_of
 from nnunet_plugins.label.options import flag, read_params, training_options
 from nnunet_plugins.label.tokens import new_token, read_token, same
+from nnunet_plugins.label.video.choices import read_choices
 
 TOKEN = "a" * 40
 LIMIT = 4 * LARGEST_REQUEST
@@ -260,12 +261,16 @@ def test_tokens(tmp_path):
     [
         {"max_epochs": 0}, {"max_epochs": 1.5}, {"max_epochs": True}, {"max_epochs": "3"},
         {"max_epochs": 10**9}, {"learning_rate": -1}, {"learning_rate": float("nan")},
-        {"learning_rate": float("inf")}, {"learning_rate": [1]},
+        {"learning_rate": float("inf")}, {"learning_rate": [1]}, {"learning_rate": 10**400},
+        {"learning_rate": -(10**400)},
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_are_refused(params):
     with pytest.raises(ValueError, match=next(iter(params))):
         training_options(params)
+    if "learning_rate" in params:
+        with pytest.raises(ValueError, match="learning_rate"):
+            read_choices(params)
 
 
 def test_of_a_request_only_the_options_are_taken():

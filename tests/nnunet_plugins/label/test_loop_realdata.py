@@ -67,7 +67,8 @@ def whole_loop(results: Path, raw: Path, work: Path, epochs: int) -> dict:
         report = train(server, epochs)
         unchanged = infer(server, DATASET, names[0], work)
         assert_equal(unchanged, before[names[0]])
-        assert server.client.post(f"/promote/{DATASET}").status_code == 200
+        seen = {"candidate": server.client.get(f"/candidate/{DATASET}").json()["weights"]}
+        assert server.client.post(f"/promote/{DATASET}", params=seen).status_code == 200
         again = sorted({*names[:COMPARED], *report["held_out"]})
         after = infer_all(server, again, work / "after")
     check_promoted(results, studies, after, work)

@@ -110,12 +110,12 @@ def test_promotion_is_explicit_and_keeps_what_was_served(tmp_path):
     torch.save(weights_of(0), tmp_path / "shipped.pt")
     shelf = Shelf(tmp_path / "tiny", tmp_path / "shipped.pt")
     with pytest.raises(FileNotFoundError, match="tiny has no candidate"):
-        shelf.promote()
+        shelf.promote("")
     for value in (1, 2):
         before = shelf.served
         shelf.put_candidate(weights_of(value), {"verdict": f"number {value}"})
         assert shelf.served == before
-        assert shelf.promote()["verdict"] == f"number {value}"
+        assert shelf.promote(digest(shelf.candidate))["verdict"] == f"number {value}"
         assert value_of(shelf.served) == value
         assert value_of(shelf.previous) == value - 1
         assert shelf.candidate_report() is None
@@ -133,7 +133,7 @@ def test_a_candidate_whose_report_is_of_another_is_none(tmp_path):
     torch.save(weights_of(2), shelf.candidate)
     assert shelf.candidate_report() is None
     with pytest.raises(FileNotFoundError):
-        shelf.promote()
+        shelf.promote(digest(shelf.candidate))
 
 
 def test_a_file_is_hashed_again_only_when_it_changed(tmp_path, monkeypatch):
@@ -213,7 +213,7 @@ def test_a_round_leaves_a_scored_candidate_and_serves_what_it_did(bundle_folder,
     assert set(report["dice"]["candidate"]) == set(report["held_out"])
     assert digest(shelf.candidate) != before
     assert not (shelf.folder / "training").exists()
-    shelf.promote()
+    shelf.promote(digest(shelf.candidate))
     bundle.segment(studies[0].image, tmp_path / "out", shelf.served)
 
 
@@ -236,7 +236,7 @@ def test_a_bundle_without_weights_is_trained_from_scratch(bundle_folder, tmp_pat
     report = train_candidate(bundle, shelf, studies, Round(epochs=1))
     assert "nothing is served yet" in report["verdict"]
     assert report["better"] is None
-    shelf.promote()
+    shelf.promote(digest(shelf.candidate))
     assert shelf.served == shelf.model
 
 
@@ -304,7 +304,7 @@ def test_a_file_that_announces_too_much_is_refused(tmp_path):
     small.header["dim"] = [3, 30000, 30000, 30000, 1, 1, 1, 1]
     file = tmp_path / "bomb.nii"
     file.write_bytes(bytes(small.header.binaryblock) + bytes(100))
-    with pytest.raises(ValueError, match=r"too many|cannot be read"):
+    with pytest.raises(ValueError, match="too short"):
         check_image(file)
 
 

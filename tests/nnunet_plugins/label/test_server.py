@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import numpy as np
 import psutil
 import pytest
 import SimpleITK as sitk
+import torch
 
+from nnunet_plugins.label.shelf import Shelf
 from tests.bundles.conftest import write_volume
 from tests.nnunet_plugins.label.conftest import (
     Server,
@@ -35,6 +38,10 @@ def wait_for(server: Server, address: str, seconds: float = 240) -> dict:
             return job
         time.sleep(0.2)
     raise TimeoutError(job)
+
+
+def logged(server: Server) -> str:
+    return server.client.get("/logs/").text
 
 
 def infer(server: Server, model: str, image: str, out: Path, **params: str) -> Path:
@@ -197,7 +204,7 @@ def test_twenty_clients_wait_their_turn_and_get_their_own(server, bundle_folder,
 def test_the_whole_loop(serve, tmp_path):
     server = serve(labelled=3)
     client = server.client
-    table = "name,patient\nstudy_0,one\nstudy_2,one\n"
+    table = "name,patient\nstudy_0,one\nstudy_2,one \ngone,two\n"
     (server.studies / "patients.csv").write_text(table, encoding="utf-8")
     first = client.get("/info/").json()["models"]["tiny"]["weights"]
     assert client.get("/candidate/tiny").status_code == 404
@@ -222,15 +229,45 @@ def test_the_whole_loop(serve, tmp_path):
         ["study_0", "study_2"], ["study_1"]
     ]  # fmt: skip
     assert "of 1 of 3 studies no patient is known" in report["patients"]
+    assert "1 names in tables of patients are no study of this folder: gone" in logged(server)
     info = client.get("/info/").json()
     assert info["models"]["tiny"]["weights"] == first
     assert info["models"]["tiny"]["candidate"] == report["verdict"]
     before = infer(server, "tiny", "study_4", tmp_path).read_bytes()
-    assert client.post("/promote/tiny").json()["weights"] == report["weights"]
+    seen = {"candidate": report["weights"]}
+    assert client.post("/promote/tiny", params=seen).json()["weights"] == report["weights"]
     assert client.get("/info/").json()["models"]["tiny"]["weights"] == report["weights"]
     assert infer(server, "tiny", "study_4", tmp_path).read_bytes() != before
     assert client.post("/restore/tiny").status_code == 200
     assert client.get("/info/").json()["models"]["tiny"]["weights"] == first
+
+
+def test_the_candidate_that_was_seen_is_promoted_once(serve, bundle_folder):
+    server = serve()
+    client, shipped = server.client, bundle_folder / "models/model.pt"
+    shelf = Shelf(server.studies / ".mambamed/models/tiny", shipped)
+    weights = torch.load(shipped, weights_only=True)
+    shelf.put_candidate({n: w + 1 for n, w in weights.items()}, {"verdict": "seen"})
+    seen = {"candidate": client.get("/candidate/tiny").json()["weights"]}
+    shelf.put_candidate({n: w + 2 for n, w in weights.items()}, {"verdict": "newer"})
+    answer = client.post("/promote/tiny", params=seen)
+    assert (answer.status_code, "not the one you saw" in answer.text) == (409, True)
+    answer = client.post("/promote/tiny")
+    assert (answer.status_code, "say which candidate" in answer.text) == (400, True)
+    before = client.get("/info/").json()["models"]["tiny"]["weights"]
+    seen = {"candidate": client.get("/candidate/tiny").json()["weights"]}
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: client.post("/promote/tiny", params=seen), range(12)))
+    told = Counter(answer.status_code for answer in answers)
+    assert told == {200: 1, 404: 11}
+    texts = {answer.text for answer in answers if answer.status_code == 404}
+    assert texts == {'{"detail":"tiny has no candidate; train it first, then promote"}'}
+    assert client.get("/info/").json()["models"]["tiny"]["weights"] == seen["candidate"]
+    assert client.post("/restore/tiny").status_code == 200
+    assert client.get("/info/").json()["models"]["tiny"]["weights"] == before
+    for part in (".", "logs", "logs/server.log"):
+        mode = (server.studies / ".mambamed" / part).stat().st_mode & 0o777
+        assert mode == (0o600 if part.endswith(".log") else 0o700)
 
 
 def test_videos_and_nnunet_results(serve, results, video, tmp_path):

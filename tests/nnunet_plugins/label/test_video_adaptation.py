@@ -1,5 +1,7 @@
 """What a network learns from labelled frames, and what stays as it was."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from monai.losses import DiceCELoss
@@ -94,6 +96,27 @@ def test_what_nobody_labelled_is_said_as_before(network, clip):
         own = adapted(network, examples, LOSS, Adaptation(40, 1e-2))
         changes.append((logits_of(own, other)[:, :, [1, 3]].softmax(1) - before).abs().mean())
     assert changes[1] < 0.7 * changes[0]
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_the_adaptation_ends_with_the_turn_that_is_refused(network, clip, steps):
+    """Five turns come before the first step: the copy, and four views of the clip."""
+    asked, losses = [], []
+
+    @contextmanager
+    def turn():
+        asked.append(1)
+        if len(asked) > 5 + steps:
+            raise InterruptedError
+        yield
+
+    def loss(logits, labels):
+        losses.append(1)
+        return LOSS(logits, labels)
+
+    with pytest.raises(InterruptedError):
+        adapted(network, [clip], loss, Adaptation(1000), turn)
+    assert len(losses) == steps
 
 
 def test_networks_without_a_decoder_are_refused(clip):

@@ -12,9 +12,10 @@ from nnunet_plugins.data.clips import read_clip, write_video
 from nnunet_plugins.data.masks import LabelScheme
 from nnunet_plugins.label.seeking import SeekableVideo
 from nnunet_plugins.label.video.choices import read_choices
-from nnunet_plugins.label.video.cvat import read_cvat, volume_of, write_cvat
+from nnunet_plugins.label.video.cvat import all_frames, read_cvat, write_cvat
 from nnunet_plugins.label.video.drafts import Draft, ranges
-from nnunet_plugins.label.video.exports import FORMATS
+from nnunet_plugins.label.video.exports import FORMATS, Known
+from nnunet_plugins.label.video.label_files import LabelFrames
 from nnunet_plugins.label.video.prompts import (
     UNLABELLED,
     prompt_of_picture,
@@ -113,7 +114,7 @@ def test_what_is_exported_for_cvat_comes_back(tmp_path, labels):
         assert "polyp:230,159,0::" in made.read("labelmap.txt").decode()
         assert "SegmentationObject/frame_000005.png" in made.namelist()
     masks = read_cvat(tmp_path / "out.zip", NAMES, SIZE)
-    assert np.array_equal(volume_of(masks, SIZE[0]), labels)
+    assert np.array_equal(np.stack(list(all_frames(masks, SIZE))), labels)
 
 
 def test_colours_are_those_of_the_archive(tmp_path):
@@ -163,10 +164,11 @@ def test_what_is_no_archive_is_refused(tmp_path):
 def test_exports(tmp_path, labels, video, known):
     labels = labels[:known].copy()
     labels[1] = UNLABELLED
+    frames = Known(LabelFrames(saved(tmp_path, labels)), len(video))
     files = {}
     for name, (ending, write) in FORMATS.items():
         files[name] = tmp_path / f"label{ending}"
-        write(files[name], labels, video, NAMES)
+        write(files[name], frames, video, NAMES)
     back = sitk.ReadImage(str(files["nifti"]))
     assert np.array_equal(sitk.GetArrayFromImage(back), labels)
     with zipfile.ZipFile(files["png"]) as made:
@@ -179,7 +181,17 @@ def test_exports(tmp_path, labels, video, known):
         (1, 2)
     )
     assert difference[1].max() < 8 < difference[0].max()  # frame 1 is unknown: only compression
-    assert np.array_equal(volume_of(read_cvat(files["cvat"], NAMES, SIZE), known), labels)
+    masks = all_frames(read_cvat(files["cvat"], NAMES, SIZE), labels.shape)
+    assert np.array_equal(np.stack(list(masks)), labels)
+
+
+def test_a_label_ends_with_its_video_and_holds_classes(tmp_path, labels):
+    known = Known(LabelFrames(saved(tmp_path, labels.astype(np.int16))), 4)
+    assert len(known) == 4
+    assert np.array_equal(np.stack(list(known)), labels[:4])
+    for wrong in (labels - 7.0, labels + 300.0, labels + 0.5, labels * np.nan):
+        with pytest.raises(ValueError, match="other values than whole ones"):
+            list(Known(LabelFrames(saved(tmp_path, wrong.astype(np.float32))), 6))
 
 
 def test_a_draft_ends_with_its_last_frame_and_marks_gaps(tmp_path, labels):
@@ -187,13 +199,14 @@ def test_a_draft_ends_with_its_last_frame_and_marks_gaps(tmp_path, labels):
     assert draft.done() == []
     draft.begin()
     with pytest.raises(ValueError, match="no frame"):
-        draft.volume()
+        draft.write(tmp_path / "label.nii.gz", SIZE[1:])
     for index in (0, 1, 4):
         draft.put(index, labels[index])
     draft.begin()  # of the same key: nothing goes
-    volume = draft.volume()
+    draft.write(tmp_path / "label.nii.gz", SIZE[1:])
+    volume = np.stack(list(LabelFrames(tmp_path / "label.nii.gz")))
     assert ranges(draft.done()) == [(0, 2), (4, 5)]
-    assert len(volume) == 5
+    assert len(volume) == draft.length == 5
     assert (volume[2:4] == UNLABELLED).all()
     assert np.array_equal(volume[[0, 1, 4]], labels[[0, 1, 4]])
     assert Draft(tmp_path / "draft", "other").done() == []

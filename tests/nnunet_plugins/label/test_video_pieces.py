@@ -67,6 +67,13 @@ def made(wanted: Annotation, folder, advance=lambda frames: None):
     return draft
 
 
+def labels_of(draft: Draft) -> np.ndarray:
+    """The label (t, h, w) that a draft writes."""
+    file = draft.folder / "label.nii.gz"
+    draft.write(file, SIZE)
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+
+
 def test_frames_are_those_of_the_command_line(clip):
     video = SeekableVideo(clip[0])
     frames = np.stack([video.frame(i) for i in range(len(video))])
@@ -101,16 +108,16 @@ def test_a_whole_video_is_what_the_server_gives_for_it(bundle, clip, tmp_path):
     expected = bundle.segment(clip[0], tmp_path / "out" / "labels", bundle.shipped)
     draft = made(asked(bundle, clip[0]), tmp_path / "draft")
     labels = sitk.GetArrayFromImage(sitk.ReadImage(str(expected.file)))
-    assert np.array_equal(draft.volume(), labels)
+    assert np.array_equal(labels_of(draft), labels)
     assert 0.1 < labels.mean() < 0.9
 
 
 @pytest.mark.parametrize("cuts", [(8,), (1, 5, 13)])
 def test_pieces_are_the_whole(bundle, clip, tmp_path, cuts):
-    whole = made(asked(bundle, clip[0]), tmp_path / "whole").volume()
+    whole = labels_of(made(asked(bundle, clip[0]), tmp_path / "whole"))
     for start, end in zip((0, *cuts), (*cuts, FRAMES), strict=True):
         draft = made(asked(bundle, clip[0], start, end), tmp_path / "pieces")
-    assert np.array_equal(draft.volume(), whole)
+    assert np.array_equal(labels_of(draft), whole)
 
 
 def test_logits_go_on_from_a_file(endomamba, tmp_path):
@@ -164,7 +171,7 @@ def test_what_other_weights_made_is_not_continued(bundle, clip, tmp_path):
     annotate(wanted, other, Turns(tmp_path))
     assert ranges(other.done()) == [(8, 12)]
     assert draft.done() == []
-    assert (other.volume()[:8] == UNLABELLED).all()
+    assert (labels_of(other)[:8] == UNLABELLED).all()
 
 
 def test_weights_that_change_while_a_job_waits_end_it(endomamba, clip, tmp_path):
@@ -185,7 +192,7 @@ def test_a_changed_video_is_another_one(bundle, clip, tmp_path):
 
 
 def test_cancelled_work_is_kept_and_goes_on(bundle, clip, tmp_path):
-    whole = made(asked(bundle, clip[0]), tmp_path / "whole").volume()
+    whole = labels_of(made(asked(bundle, clip[0]), tmp_path / "whole"))
     seen = []
 
     def stop(frames):
@@ -201,17 +208,17 @@ def test_cancelled_work_is_kept_and_goes_on(bundle, clip, tmp_path):
     assert done == sum(seen) < FRAMES
     assert goes_on_at(bundle, draft) == done
     annotate(asked(bundle, clip[0], done), draft, Turns(tmp_path))
-    assert np.array_equal(draft.volume(), whole)
+    assert np.array_equal(labels_of(draft), whole)
 
 
 def test_prompted_frames_keep_their_masks_and_others_learn(bundle, clip, tmp_path):
     file, truth = clip
     prompt = {0: truth[0], 7: np.ones_like(truth[7])}
     before = {k: v.clone() for k, v in bundle.network(bundle.shipped).state_dict().items()}
-    plain = made(asked(bundle, file), tmp_path / "plain").volume()
+    plain = labels_of(made(asked(bundle, file), tmp_path / "plain"))
     how = Adaptation(4, 1e-3)
-    first = made(asked(bundle, file, prompt=prompt, how=how), tmp_path / "first").volume()
-    again = made(asked(bundle, file, prompt=prompt, how=how), tmp_path / "again").volume()
+    first = labels_of(made(asked(bundle, file, prompt=prompt, how=how), tmp_path / "first"))
+    again = labels_of(made(asked(bundle, file, prompt=prompt, how=how), tmp_path / "again"))
     assert np.array_equal(first, again)
     for index, mask in prompt.items():
         assert np.array_equal(first[index], mask)
@@ -222,14 +229,33 @@ def test_prompted_frames_keep_their_masks_and_others_learn(bundle, clip, tmp_pat
     for start, end in ((0, 11), (11, FRAMES)):
         wanted = asked(bundle, file, start, end, prompt, how)
         draft = made(wanted, tmp_path / "pieces")
-    assert np.array_equal(draft.volume(), first)
+    assert np.array_equal(labels_of(draft), first)
+
+
+@pytest.mark.parametrize("calls", [3, 24, 55, 90])
+def test_adaptation_ends_between_two_steps_and_keeps_no_turn(endomamba, clip, tmp_path, calls):
+    turns, had = Turns(tmp_path / "turns"), []
+
+    def stop(frames):
+        had.append(turns.state()["running"])
+        if len(had) == calls:
+            raise Cancelled
+
+    wanted = asked(endomamba, clip[0], prompt={0: clip[1][0]}, how=Adaptation(1000))
+    draft = Draft(tmp_path / "draft", wanted.key)
+    with pytest.raises(Cancelled):
+        annotate(wanted, draft, turns, stop)
+    assert len(had) == calls
+    assert had == [index % 2 for index in range(calls)]  # asked before and in each turn
+    assert turns.state() == {"running": 0, "waiting": 0}
+    assert draft.done() == []
 
 
 def test_without_steps_a_prompt_is_only_kept(endomamba, clip, tmp_path):
     file, truth = clip
-    plain = made(asked(endomamba, file, 0, 9), tmp_path / "plain").volume()
+    plain = labels_of(made(asked(endomamba, file, 0, 9), tmp_path / "plain"))
     wanted = asked(endomamba, file, 0, 9, {2: truth[2]}, Adaptation(0))
-    labels = made(wanted, tmp_path / "draft").volume()
+    labels = labels_of(made(wanted, tmp_path / "draft"))
     assert np.array_equal(np.delete(labels, 2, 0), np.delete(plain, 2, 0))
     assert np.array_equal(labels[2], truth[2])
 

@@ -1,12 +1,16 @@
 """Videos over HTTP on the loopback interface: pieces, prompts, jobs, labels out and in."""
 
 import contextlib
+import errno
 import io
 import json
 import signal
 import time
 import zipfile
+from functools import partial
+from types import SimpleNamespace
 
+import av
 import httpx
 import numpy as np
 import pytest
@@ -14,6 +18,14 @@ import SimpleITK as sitk
 from PIL import Image
 
 from nnunet_plugins.data.clips import write_video
+from nnunet_plugins.label.seeking import SeekableVideo
+from nnunet_plugins.label.served import ServedBundle
+from nnunet_plugins.label.turns import Turns
+from nnunet_plugins.label.video.annotate import Annotation
+from nnunet_plugins.label.video.drafts import Draft, ranges
+from nnunet_plugins.label.video.jobs import Job
+from nnunet_plugins.label.video.label_files import LONGEST
+from nnunet_plugins.label.video.pieces import Piece
 from tests.bundles.conftest import draw_frames, write_volume
 from tests.nnunet_plugins.label.conftest import draw_case, needs_monai_label, running
 from tests.nnunet_plugins.label.video_bundles import lively_bundle
@@ -197,6 +209,69 @@ def test_bad_requests_are_one_sentence_and_change_nothing(server):
     assert all(answer.json()["detail"] for _, answer in answers)
     assert server.anonymous().get("/video/jobs/").status_code == 401
     assert nothing_left(server)
+
+
+def endless(file):
+    """A video of more frames than a label can have."""
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25, options={"g": "250"})
+        stream.width = stream.height = 16
+        stream.pix_fmt = "yuv420p"
+        picture = av.VideoFrame.from_ndarray(np.zeros((24, 16), np.uint8), format="yuv420p")
+        for index in range(LONGEST + 1):
+            picture.pts = index
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def test_what_no_label_can_hold_is_refused_before_it_is_computed(server, tmp_path):
+    endless(tmp_path / "endless.mp4")
+    assert server.upload("endless", tmp_path / "endless.mp4").status_code == 200
+    for piece in ({}, {"start": LONGEST - 1}, {"start": LONGEST, "end": LONGEST + 1}):
+        answer = begin(server, image="endless", **piece)
+        assert answer.status_code == 400, answer.text
+        assert (
+            "32768 frames of 16 x 16 pixels, and a NIfTI file holds 32767"
+            in answer.json()["detail"]
+        )
+    assert not any(job["image"] == "endless" for job in server.client.get("/video/jobs/").json())
+    last = {"start": LONGEST, "save_label": False}
+    assert finish(server, begin(server, image="endless", **last))["status"] == "DONE"
+    assert begin(server, image="endless", end=2).status_code == 400  # its label would end there
+    query = {"model": "vivim", "image": "endless", "tag": "t"}
+    answer = server.client.put("/video/label", params=query, files={"label": io.BytesIO(b"zip")})
+    assert (answer.status_code, "32767" in answer.json()["detail"]) == (400, True)
+
+
+def test_a_full_disk_is_said_with_what_is_kept(clip, tmp_path, monkeypatch):
+    from nnunet_plugins.label.server.video_routes import Desk
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    put = Draft.put
+    monkeypatch.setattr(Draft, "put", lambda self, i, x: full() if i == 9 else put(self, i, x))
+    monkeypatch.setattr(Draft, "write", full)
+    monkeypatch.setattr(Desk, "app", SimpleNamespace(temporary=tmp_path / "tmp"))
+    bundle = ServedBundle(lively_bundle("endomamba", tmp_path))
+    video = SeekableVideo(write_video(tmp_path / "clip.mp4", clip[0]))
+    wanted = Annotation(bundle, bundle.shipped, video, Piece(0, FRAMES, FRAMES))
+    draft, turns = Draft(tmp_path / "draft", wanted.key), Turns(tmp_path / "turns")
+    about = SimpleNamespace(
+        name="clip",
+        size=(FRAMES, *SIZE),
+        draft=draft,
+        task=SimpleNamespace(bundle=bundle, turns=turns),
+    )
+    desk = Desk()
+    work = partial(desk.work, about, wanted, True)
+    job = desk.jobs.begin(Job({"model": "endomamba", "image": "clip"}, FRAMES), work)
+    desk.jobs._worker.shutdown()
+    assert (job.status, ranges(draft.done())) == ("ERROR", [(0, 9)])
+    assert "disk of the studies is full; 9 finished frames of this model are kept" in job.detail
+    assert "Errno" not in job.detail
+    assert turns.state() == {"running": 0, "waiting": 0}
+    assert not any((tmp_path / "tmp").iterdir())
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -143,7 +143,8 @@ def test_a_round_on_videos_is_scored_promoted_and_served(server, bundles, tmp_pa
     assert set(report["mean_dice"]) == {"candidate", "served"}
     assert report["verdict"].startswith("the candidate is ")
     assert np.array_equal(served_masks(server, model, "clip_0", tmp_path), before)
-    assert server.client.post(f"/promote/{model}").status_code == 200
+    seen = {"candidate": report["weights"]}
+    assert server.client.post(f"/promote/{model}", params=seen).status_code == 200
     promoted = server.studies / f".mambamed/models/{model}/model.pt"
     bundle = shutil.copytree(bundles[model], tmp_path / model)
     assert promoted.read_bytes() != (bundle / "models/model.pt").read_bytes()
@@ -296,7 +297,8 @@ def test_frames_corrected_over_http_are_trained_on(server, bundles, tmp_path):
     (held,) = report["held_out"]
     frames = [0, 4] if held == "other_avi" else [2, 3, 6]
     truth = truths.get(held, drawn(5)[1])[frames]
-    assert server.client.post("/promote/endomamba").status_code == 200
+    seen = {"candidate": report["weights"]}
+    assert server.client.post("/promote/endomamba", params=seen).status_code == 200
     found = served_masks(server, "endomamba", held, tmp_path)[frames]
     assert report["mean_dice"]["candidate"] == pytest.approx(overlap(truth, found))
 
