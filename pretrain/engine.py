@@ -56,8 +56,8 @@ def pretrain(
         metadata: Plain JSON values for the header of the weights: the network's class and its
             arguments.
         records: Plain JSON values to keep with the run, a file for each name.
-        draw: Called every `picture_every` epochs on the main process with the objective's output
-            in eval mode for the same samples each time.
+        draw: Called every `picture_every` epochs and after the last, on the main process, with the
+            objective's output in eval mode for the same samples each time.
         resume: Go on with the run in the folder.
 
     Returns:
@@ -186,7 +186,8 @@ class Engine:
             self._log(row)
         if improved:
             self._save_weights("best")
-        if self.draw and settings.picture_every and progress.epoch % settings.picture_every == 0:
+        pictured = self.finished or progress.epoch % max(1, settings.picture_every) == 0
+        if self.draw and settings.picture_every and pictured:
             batch = self._pictured_batch()
             with self._unless_disk_is_full("picture"):
                 self.draw(self.step.evaluate(batch), batch, self.run.picture(progress.epoch))

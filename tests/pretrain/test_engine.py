@@ -34,6 +34,13 @@ def assert_same(weights, others):
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
+@pytest.mark.parametrize(("every", "drawn"), [(0, []), (2, [2, 4]), (3, [3, 4]), (9, [4])])
+def test_pictures_come_every_so_many_epochs_and_at_the_end(every, drawn, tmp_path):
+    run(tmp_path, draw=draw, picture_every=every)
+    found = sorted(path.name for path in tmp_path.glob("pictures/*"))
+    assert found == [f"epoch_{epoch:04d}.png" for epoch in drawn]
+
+
 def test_a_run_leaves_all_its_files(tmp_path, capsys):
     folder = tmp_path / "deep" / "run"
     rows, _ = run(folder, draw=draw, picture_every=2, config={"data": "toys"})

@@ -4,9 +4,11 @@ import os
 from types import SimpleNamespace
 from typing import Annotated
 
+import numpy as np
 import pytest
 
 from nnunet_plugins.label.served import channel_files
+from tests.bundles.conftest import write_volume
 from tests.nnunet_plugins.label.conftest import needs_monai_label
 
 TWO = SimpleNamespace(channels=("T1", "T2"))
@@ -52,7 +54,7 @@ def test_work_that_is_done_already_is_told_in_a_sentence(monkeypatch, method):
 def test_channels_lie_beside_their_study(tmp_path):
     files = [tmp_path / f"case_000{i}.nii.gz" for i in range(2)]
     for file in files:
-        file.touch()
+        write_volume(file, np.zeros((2, 3, 4), np.float32))
     assert channel_files(files[0], TWO) == files
 
 
@@ -61,7 +63,7 @@ def test_no_channel_leads_out_of_the_folder(tmp_path, target):
     studies = tmp_path / "studies"
     studies.mkdir()
     (tmp_path / "secret").touch()
-    (studies / "case_0000.nii.gz").touch()
+    write_volume(studies / "case_0000.nii.gz", np.zeros((2, 3, 4), np.float32))
     os.symlink(target, studies / "case_0001.nii.gz")
     with pytest.raises(ValueError, match="leads out"):
         channel_files(studies / "case_0000.nii.gz", TWO)
