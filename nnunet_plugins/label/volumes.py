@@ -31,7 +31,7 @@ TEXT = ("NrrdImageIO", "MetaImageIO")
 """Formats whose headers are text."""
 HEADER = 2**20
 """Bytes within which a header of text has to end."""
-_LOCAL = re.compile(rb"ElementDataFile\s*[=:]\s*LOCAL[\r\n]")
+_LOCAL = re.compile(rb"\nElementDataFile[ \t]*[=:][ \t]*LOCAL\r?\n")  # a line, where headers end
 _ELSEWHERE = re.compile(rb"data\s*file\s*:", re.IGNORECASE)
 
 

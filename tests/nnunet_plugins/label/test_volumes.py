@@ -23,6 +23,12 @@ DETACHED = {
     "list.mha": META + "ElementDataFile = LIST\n{}\n",
     "returns.mha": META.replace("\n", "\r") + "ElementDataFile = {}\r",
     "commented.mha": "Comment = ElementDataFile = LOCAL\n" + META + "ElementDataFile = {}\n",
+    "far.mha": (
+        META
+        + "Comment = ElementDataFile = LOCAL\n"
+        + "Name = a\n" * 120_000
+        + "ElementDataFile = {}\n"
+    ),
     "twice.mha": META + "ElementDataFile = {}\nElementDataFile = LOCAL\n",
     "field.nrrd": NRRD + "data file: {}\n\n",
     "joined.nrrd": NRRD + "datafile: {}\n\n",
