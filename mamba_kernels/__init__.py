@@ -2,6 +2,7 @@
 
 `selective_scan` and `causal_conv1d` run whole sequences, `selective_scan_multi` several
 directions over one, `selective_state_update` and `causal_conv1d_update` one token at a time.
+`MambaBlock` is a whole block behind its norm and beside its shortcut, for inference.
 `available_backends` tells which implementations work on this machine and `use_backend` forces one.
 `mamba_kernels.scan_order` turns grids of tokens into sequences. Nothing is imported but torch.
 
@@ -10,6 +11,7 @@ Source: Gu & Dao, "Mamba", 2023, arXiv:2312.00752.
 
 from mamba_kernels.backends import available_backends, use_backend
 from mamba_kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
+from mamba_kernels.mamba_block import BlockWeights, DirectionWeights, MambaBlock
 from mamba_kernels.selective_scan import (
     selective_scan,
     selective_scan_multi,
@@ -17,6 +19,9 @@ from mamba_kernels.selective_scan import (
 )
 
 __all__ = [
+    "BlockWeights",
+    "DirectionWeights",
+    "MambaBlock",
     "available_backends",
     "causal_conv1d",
     "causal_conv1d_update",

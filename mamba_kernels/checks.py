@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ def check_rank(name: str, x: Tensor, axes: str) -> None:
 def check_operands(
     leader: str,
     x: Tensor,
-    required: dict[str, tuple[Tensor, Sequence[int]]],
-    optional: dict[str, tuple[Tensor | None, Sequence[int]]],
+    required: Mapping[str, tuple[Tensor, Sequence[int]]],
+    optional: Mapping[str, tuple[Tensor | None, Sequence[int]]],
 ) -> None:
     """Refuse operands that do not fit the leading one in kind, shape or device.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from mamba_kernels.dispatch import refuse_create_graph
 from mamba_kernels.native.library import DTYPES, Call, Conv, changed_in_place
 
-MOST_TAPS = 8  # MK_TAPS of api.h
+MOST_TAPS = 4  # MK_TAPS of api.h
 SLAB, SMALL_SLAB, FEW_TASKS = 64, 16, 8  # channels of a task: usual, and where tasks are few
 
 

@@ -26,7 +26,7 @@ SOURCES = HERE / "src"
 
 ISAS = {
     "x86_64": {
-        "sse2": ["-mcpu=x86_64"],
+        "sse2": ["-mcpu=x86_64", "-Os"],  # as fast as with -O3, and much smaller
         "avx2": ["-mcpu=x86_64_v3"],
         "avx512": ["-mcpu=x86_64_v4", "-mprefer-vector-width=512"],  # v4 alone stays at 256 bits
     },

@@ -9,9 +9,11 @@ import ctypes
 import os
 import sys
 import threading
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import c_char_p, c_int64, c_void_p
+from functools import cache
 from pathlib import Path
 from struct import Struct
 
@@ -46,7 +48,7 @@ class Layout:
 
 Scan = Layout(
     "i:batch,channels,tokens,states,groups,slab,softplus,reverse p:order "
-    "a:u,delta,z,B,C p:A,D,bias,initial a:residual,y p:last,checkpoints "
+    "a:u,delta,z i:rank p:low,dt_proj a:B,C p:A,D,bias,initial a:residual,y p:last,checkpoints "
     "a:grad_y p:grad_last a:grad_u,grad_delta,grad_z i:adds_u "
     "p:grad_B,grad_C,grad_A,grad_D,grad_bias,grad_initial",
 )
@@ -54,12 +56,26 @@ Conv = Layout(
     "i:batch,channels,tokens,taps,slab,silu,reverse p:order a:x,weight,bias,initial,y,last "
     "a:grad_y,grad_last,grad_x,grad_initial,grad_weight,grad_bias"
 )
-LAYOUTS = {"mk_scan_size": Scan, "mk_conv_size": Conv}
+Inner = Layout(
+    "i:batch,channels,tokens,states,rank,taps,slab,reverse p:order a:x,z,y p:conv,conv_bias "
+    "i:columns,dtype p:x_proj,dt_proj,dt_bias,A,D,conv_state,state,next_conv_state,next_state,"
+    "u,low,weights"
+)
+Block = Layout(
+    "i:rows,channels,inner,dtype p:eps,in_proj,out_proj,x,out,normed,xz,y i:count p:directions"
+)
+LAYOUTS = {
+    "mk_scan_size": Scan,
+    "mk_conv_size": Conv,
+    "mk_inner_size": Inner,
+    "mk_block_size": Block,
+}
 FUNCTIONS = {  # and how many numbers they take after the structures
     "mk_scan_forward": 2,
     "mk_scan_backward": 2,
     "mk_multi_forward": 3,
     "mk_multi_backward": 3,
+    "mk_block_forward": 2,
     "mk_scan_step": 2,
     "mk_conv_forward": 2,
     "mk_conv_backward": 2,
@@ -74,6 +90,7 @@ def load(path: Path) -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(path))
         library.mk_isa.restype = c_char_p
         library.mk_isa.argtypes = [c_int64]
+        library.mk_has_pairs.argtypes = [c_int64]
         library.mk_use_team.argtypes = [c_void_p]
         library.mk_exp.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_int64]
         for name, numbers in FUNCTIONS.items():
@@ -204,6 +221,21 @@ class Call:
 def run_together(function: str, work: int, calls: Sequence[Call]) -> None:
     """Compute with several structures at once: see `_run`."""
     _run(function, work, b"".join(call.packed() for call in calls), len(calls))
+
+
+def run_at(function: str, work: int, words: array[int]) -> None:
+    """Compute with a structure that lies at the start of `words`: see `_run`."""
+    _run(function, work, words.buffer_info()[0])
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this machine multiplies bfloat16, with the instruction set that is in use."""
+    return _has_pairs(_CHOSEN.instruction_set)
+
+
+@cache  # asking the processor is slow on virtual machines
+def _has_pairs(instruction_set: int) -> bool:
+    return not isinstance(LIBRARY, str) and bool(LIBRARY.mk_has_pairs(instruction_set))
 
 
 def _run(function: str, work: int, *arguments: bytes | int) -> None:

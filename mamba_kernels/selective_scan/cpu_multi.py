@@ -20,7 +20,7 @@ from mamba_kernels.selective_scan.cpu_backend import ScanCall, kept_size, slab_o
 from mamba_kernels.selective_scan.directions import OPTIONS, SCHEMA, Direction, Lists, save, saved
 
 SLABS = {"forward": (64, 32, 16), "backward": (128, 64)}  # channels of a task, best first
-LONGEST = {64: 1024, 32: 2048}  # tokens, or a task's sums and copies do not fit into caches
+LONGEST = {64: 1024, 32: 2048}  # tokens, or a slab's sums and copies do not fit into caches
 
 
 def selective_scan_multi(

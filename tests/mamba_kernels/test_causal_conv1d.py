@@ -216,7 +216,7 @@ compiled = cpu_backend.causal_conv1d
 
 @compiled_library
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_every_instruction_set_matches_the_definition(instruction_set, k, layout):
     for l, d in itertools.product([1, 2, 3, 15, 16, 17, 33], [1, 5, 16, 70]):
         x = list(inputs(d=d, l=l, k=k).values())
@@ -327,4 +327,4 @@ def test_cases_beyond_the_library_are_refused():
     assert cpu_backend.refuses(*inputs().values(), True, False, None) is None
     double = inputs(dtype=torch.float64).values()
     assert "float64" in cpu_backend.refuses(*double, True, False, None)
-    assert "9 taps" in cpu_backend.refuses(*inputs(k=9).values(), True, False, None)
+    assert "5 taps" in cpu_backend.refuses(*inputs(k=5).values(), True, False, None)

@@ -71,7 +71,7 @@ def test_scanned_tokens_of_any_step_size(instruction_set):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [1, 2, 4, 8])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
 @pytest.mark.parametrize("silu", [False, True])
 def test_convolved_tokens_have_the_bits_of_the_sequence(instruction_set, silu, k, dtype):
     x, state, weight, bias = conv_inputs(k=k, dtype=dtype).values()
@@ -129,7 +129,7 @@ def test_a_wide_state_of_narrow_inputs_keeps_its_bits():
 def test_cases_beyond_the_library_run_in_torch():
     x = inputs(dtype=torch.float64)
     assert selective_state_update(x["initial_state"], **one_token(x, 0)).dtype == torch.float64
-    x = conv_inputs(k=9)
+    x = conv_inputs(k=5)
     want = (torch.cat([x["state"], x["x"][..., :1]], -1) * x["weight"]).sum(-1)
     y = causal_conv1d_update(x["x"][..., 0], x["state"], x["weight"])
     torch.testing.assert_close(y, want)
@@ -139,8 +139,8 @@ def test_a_forced_backend_refuses_what_it_cannot_take():
     x = inputs(dtype=torch.float64)
     with use_backend("cpu"), pytest.raises(ValueError, match=r"'cpu' cannot take .*float64"):
         selective_state_update(x["initial_state"], **one_token(x, 0))
-    x = conv_inputs(k=9)
-    with use_backend("cpu"), pytest.raises(ValueError, match=r"'cpu' cannot take 9 taps"):
+    x = conv_inputs(k=5)
+    with use_backend("cpu"), pytest.raises(ValueError, match=r"'cpu' cannot take 5 taps"):
         causal_conv1d_update(x["x"][..., 0], x["state"], x["weight"])
 
 

@@ -86,7 +86,8 @@ bool is_permutation(const int64_t *order, int64_t tokens) {
     return good;
 }
 
-bool are_permutations(const MkScan *p, int64_t count) {
+template <class P>
+bool are_permutations(const P *p, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         if (p[i].order && !is_permutation(p[i].order, p[i].tokens)) return false;
     }
@@ -99,12 +100,25 @@ enum Result : int64_t { DONE = 0, NO_MEMORY = 1, NO_PERMUTATION = 2 };
 
 // Sizes of the structures: a caller built for other layouts can tell.
 MK_EXPORT int64_t mk_scan_size() { return sizeof(MkScan); }
+MK_EXPORT int64_t mk_inner_size() { return sizeof(MkInner); }
+MK_EXPORT int64_t mk_block_size() { return sizeof(MkBlock); }
 MK_EXPORT int64_t mk_conv_size() { return sizeof(MkConv); }
 
 // Name of instruction set i, best first: empty where this machine lacks it, null where there is none.
 MK_EXPORT const char *mk_isa(int64_t i) {
     if (i >= ISA_COUNT) return nullptr;
     return ISAS[i].works() ? ISAS[i].name : "";
+}
+
+// Whether this machine multiplies bfloat16 with instruction set i.
+MK_EXPORT int64_t mk_has_pairs(int64_t i) {
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+    if (i != 0 || !ISAS[i].works() || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return 0;
+    return a >> 5 & 1; // AVX512_BF16
+#else
+    return 0;
+#endif
 }
 
 // Have the threads of a team work, or, with null, threads of our own.
@@ -136,6 +150,25 @@ MK_EXPORT int64_t mk_multi_backward(const MkScan *p, int64_t count, int64_t isa,
     const MkKernels &k = *ISAS[isa].kernels;
     auto task = [&](int64_t i, char *scratch) { k.multi_backward_slab(p, count, i, scratch); };
     return mk::run(scan_tasks(*p), threads, k.multi_backward_scratch(*p), task) ? DONE : NO_MEMORY;
+}
+
+// A Mamba block: its directions are of one size and cut into the same slabs.
+MK_EXPORT int64_t mk_block_forward(const MkBlock *p, int64_t isa, int64_t threads) {
+    const MkKernels &k = *ISAS[isa].kernels;
+    const MkInner *d = p->directions;
+    if (!are_permutations(d, p->count)) return NO_PERMUTATION;
+    int64_t chunks = (d->tokens + MK_CHUNK - 1) / MK_CHUNK, slabs = (d->channels + d->slab - 1) / d->slab;
+    auto norm = [&](int64_t i, char *) { k.norm_rows(*p, i); };
+    auto in = [&](int64_t i, char *) { k.multiply_in(*p, i); };
+    auto chunk = [&](int64_t i, char *) { k.inner_chunk(d[i / chunks / d->batch], i / chunks % d->batch, i % chunks); };
+    auto slab = [&](int64_t i, char *scratch) { k.inner_slab(d, p->count, i, scratch); };
+    auto out = [&](int64_t i, char *) { k.multiply_out(*p, i); };
+    bool done = mk::run(k.norm_tasks(*p), threads, 0, norm) &&
+                mk::run(k.product_in_tasks(*p), threads, 0, in) &&
+                mk::run(p->count * d->batch * chunks, threads, 0, chunk) &&
+                mk::run(d->batch * slabs, threads, k.inner_scratch(d, p->count), slab) &&
+                mk::run(k.product_out_tasks(*p), threads, 0, out);
+    return done ? DONE : NO_MEMORY;
 }
 
 // One token; `last` is the state before it and after.

@@ -17,8 +17,10 @@ struct MkArray {
 
 // Tokens worked on at a time. States are kept for the backward pass at the start of each chunk.
 constexpr int64_t MK_CHUNK = 16;
-constexpr int64_t MK_BLOCK = 16; // channels are padded to a multiple of this where states are kept
-constexpr int64_t MK_TAPS = 8;   // of a convolution, at most
+constexpr int64_t MK_BLOCK = 16; // channels are padded to a multiple of this, or have to be one
+constexpr int64_t MK_TAPS = 4;   // of a convolution, at most
+constexpr int64_t MK_DIRECTIONS = 8; // of a Mamba block, at most
+constexpr int64_t MK_PANEL = 64;     // columns of a weight that lie together: see product.h
 
 struct MkScan {
     int64_t batch, channels, tokens, states, groups;
@@ -28,6 +30,9 @@ struct MkScan {
     const int64_t *order; // the token at each scan position, or null: position is token
 
     MkArray u, delta, z; // (b, d, l)
+    int64_t rank;        // if not 0, in forward passes, delta is a product of
+    const float *low;    // (b, chunks of scan positions, r, MK_CHUNK) and
+    const float *dt_proj; // (d / MK_BLOCK, r, MK_BLOCK)
     MkArray B, C;        // (b, g, n, l)
     const float *A;      // (d, n)
     const float *D, *bias; // (d)
@@ -68,4 +73,38 @@ struct MkConv {
     MkArray grad_initial; // out, (b, d, k - 1)
     MkArray grad_weight;  // out, to be summed over b: (b, d, k)
     MkArray grad_bias;    // out, to be summed over b: (b, d)
+};
+
+// A direction of a Mamba block from its convolution to its gate, with d a multiple of MK_BLOCK.
+struct MkInner {
+    int64_t batch, channels, tokens, states, rank, taps;
+    int64_t slab, reverse;
+    const int64_t *order; // as in MkScan
+
+    MkArray x, z, y;                  // (b, d, l); y out
+    const float *conv, *conv_bias;    // (k, d), (d)
+    int64_t columns;                  // r + 2 n, padded to a multiple of MK_BLOCK
+    int64_t dtype;                    // of u and x_proj: float32 or bfloat16
+    const void *x_proj;               // panels (d, columns): of the step size, of B, of C, zeros
+    const float *dt_proj, *dt_bias;   // (d / MK_BLOCK, r, MK_BLOCK), (d)
+    const float *A, *D;               // (d, n), (d)
+    const float *conv_state, *state;  // before, (b, d, k - 1) and (b, d, n)
+    float *next_conv_state, *next_state; // after, in other memory
+
+    void *u;              // scratch, (b, l, d)
+    float *low, *weights; // scratch: as in MkScan, and what x_proj gives, (b, l, columns)
+};
+
+// A Mamba block behind its norm and beside its shortcut: c outer and d inner channels, multiples of MK_BLOCK.
+struct MkBlock {
+    int64_t rows; // b * l
+    int64_t channels, inner;
+    int64_t dtype;                  // of the factors of its products: float32 or bfloat16
+    const float *eps;               // of RMSNorm
+    const void *in_proj, *out_proj; // panels (c, 2 d) and (d, c)
+    const float *x;                 // (b l, c)
+    float *out;                     // out, (b l, c)
+    void *normed, *xz, *y;          // scratch: (b l, c), (b l, 2 d) and (b l, d)
+    int64_t count;
+    const MkInner *directions;
 };

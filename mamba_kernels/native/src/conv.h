@@ -60,6 +60,13 @@ struct Filter {
         if (p.initial.data) load_short(strip.rows(p.initial, block), K - 1, past);
     }
 
+    // In the middle, at the start of a chunk.
+    void begin_at(const MkConv &p, const Strip &strip, int block, int64_t chunk) {
+        if (chunk == 0) return begin(p, strip, block);
+        Span before(p.order, p.reverse, p.tokens, chunk * MK_CHUNK - (K - 1), K - 1, false);
+        load_tile(strip.rows(p.x, block), before, past);
+    }
+
     // The sum for the token whose input is x.
     [[gnu::always_inline]] Floats sum(Floats x) const {
         Floats y = bias;
@@ -77,6 +84,38 @@ struct Filter {
     }
 };
 
+// Move a filter over float32 tokens whose channels lie side by side.
+template <int K>
+MK_INLINE void convolve_near(const Rows &x, const Rows &y, const Span &span, bool silu, Filter<K> &line) {
+    Filter<K> filter = line;
+    for (int t = 0; t < span.count; t++) {
+        Floats input = load<Floats>(x.data + span.token[t] * x.token);
+        Floats sum = filter.sum(input);
+        filter.move_on(input);
+        store(y.data + span.token[t] * y.token, silu ? sum * sigmoid(sum) : sum);
+    }
+    line = filter;
+}
+
+// Move a filter over one block of a chunk.
+template <int K>
+void convolve_tile(const MkConv &p, const Strip &strip, int block, const Span &span, Filter<K> &line) {
+    Rows from = strip.rows(p.x, block), to = strip.rows(p.y, block);
+    if (from.near() && to.near() && from.dtype == MK_FLOAT32 && to.dtype == MK_FLOAT32) {
+        return convolve_near<K>(from, to, span, p.silu, line);
+    }
+    Floats x[MK_CHUNK];
+    load_tile(from, span, x);
+    Filter<K> filter = line;
+    for (int t = 0; t < span.count; t++) {
+        Floats y = filter.sum(x[t]);
+        filter.move_on(x[t]);
+        x[t] = p.silu ? y * sigmoid(y) : y;
+    }
+    line = filter;
+    store_tile(to, span, x);
+}
+
 template <int K>
 void convolve(const MkConv &p, int64_t task, char *memory) {
     Strip strip(p, task);
@@ -87,21 +126,30 @@ void convolve(const MkConv &p, int64_t task, char *memory) {
     }
     for (int64_t chunk = 0; chunk * MK_CHUNK < p.tokens; chunk++) {
         Span span(p.order, p.reverse, p.tokens, chunk);
-        for (int block = 0; block < strip.blocks; block++) {
-            Floats x[MK_CHUNK];
-            load_tile(strip.rows(p.x, block), span, x);
-            Filter<K> filter = filters[block];
-            for (int t = 0; t < span.count; t++) {
-                Floats y = filter.sum(x[t]);
-                filter.move_on(x[t]);
-                x[t] = p.silu ? y * sigmoid(y) : y;
-            }
-            filters[block] = filter;
-            store_tile(strip.rows(p.y, block), span, x);
-        }
+        for (int block = 0; block < strip.blocks; block++) convolve_tile(p, strip, block, span, filters[block]);
     }
     for (int block = 0; block < strip.blocks; block++) {
         store_short(strip.rows(p.last, block), K - 1, filters[block].past);
+    }
+}
+
+constexpr int AHEAD = 4; // blocks
+
+// One chunk of a strip alone.
+template <int K>
+void convolve_chunk(const MkConv &p, int64_t task, int64_t chunk) {
+    Strip strip(p, task);
+    Span span(p.order, p.reverse, p.tokens, chunk);
+    bool ends = p.last.data && (chunk + 1) * MK_CHUNK >= p.tokens;
+    for (int block = 0; block < strip.blocks; block++) {
+        Filter<K> filter(p, strip, block);
+        filter.begin_at(p, strip, block, chunk);
+        if (block + AHEAD < strip.blocks) { // what another core has written takes long to come
+            Rows next = strip.rows(p.x, block + AHEAD);
+            for (int t = 0; t < span.count; t++) __builtin_prefetch(next.data + span.token[t] * next.token);
+        }
+        convolve_tile(p, strip, block, span, filter);
+        if (ends) store_short(strip.rows(p.last, block), K - 1, filter.past);
     }
 }
 
@@ -183,10 +231,10 @@ void convolve_back(const MkConv &p, int64_t task, char *memory) {
 }
 
 using ConvTask = void (*)(const MkConv &, int64_t, char *);
-constexpr ConvTask CONVOLVE[MK_TAPS] = {convolve<1>, convolve<2>, convolve<3>, convolve<4>,
-                                        convolve<5>, convolve<6>, convolve<7>, convolve<8>};
-constexpr ConvTask CONVOLVE_BACK[MK_TAPS] = {convolve_back<1>, convolve_back<2>, convolve_back<3>, convolve_back<4>,
-                                             convolve_back<5>, convolve_back<6>, convolve_back<7>, convolve_back<8>};
+constexpr ConvTask CONVOLVE[MK_TAPS] = {convolve<1>, convolve<2>, convolve<3>, convolve<4>};
+constexpr ConvTask CONVOLVE_BACK[MK_TAPS] = {convolve_back<1>, convolve_back<2>, convolve_back<3>, convolve_back<4>};
+constexpr void (*CONVOLVE_CHUNK[MK_TAPS])(const MkConv &, int64_t, int64_t) = {
+    convolve_chunk<1>, convolve_chunk<2>, convolve_chunk<3>, convolve_chunk<4>};
 
 int64_t conv_forward_scratch(const MkConv &p) { return p.slab / LANES * int64_t(sizeof(Filter<MK_TAPS>)); }
 

@@ -1,8 +1,7 @@
 // All operations for one instruction set; compiled once for each with its flags and MK_ISA its name.
 
-#include "conv.h"
+#include "block.h"
 #include "kernels.h"
-#include "multi.h"
 #include "step.h"
 
 #define MK_JOIN(a, b) a##b
@@ -29,5 +28,7 @@ extern const MkKernels MK_TABLE(MK_ISA) = {
     step_scratch, step_slab,
     conv_forward_scratch, conv_forward_strip,
     conv_backward_scratch, conv_backward_strip,
+    inner_chunk, inner_scratch, inner_slab,
+    norm_tasks, norm_rows, product_in_tasks, multiply_in, product_out_tasks, multiply_out,
     exp_of,
 };

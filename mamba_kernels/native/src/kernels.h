@@ -19,6 +19,15 @@ struct MkKernels {
     void (*conv_forward_strip)(const MkConv &, int64_t task, char *scratch);
     int64_t (*conv_backward_scratch)(const MkConv &);
     void (*conv_backward_strip)(const MkConv &, int64_t task, char *scratch);
+    void (*inner_chunk)(const MkInner &, int64_t b, int64_t chunk);
+    int64_t (*inner_scratch)(const MkInner *, int64_t count);
+    void (*inner_slab)(const MkInner *, int64_t count, int64_t task, char *scratch);
+    int64_t (*norm_tasks)(const MkBlock &);
+    void (*norm_rows)(const MkBlock &, int64_t task);
+    int64_t (*product_in_tasks)(const MkBlock &);
+    void (*multiply_in)(const MkBlock &, int64_t task);
+    int64_t (*product_out_tasks)(const MkBlock &);
+    void (*multiply_out)(const MkBlock &, int64_t task);
     void (*exp)(const float *from, float *to, int64_t count);
 };
 

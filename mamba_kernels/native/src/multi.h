@@ -70,7 +70,7 @@ MK_INLINE bool beside(const MkArray &x, int axis) { return x.stride[axis] == 1; 
 // Let a direction with an order of its own read copies.
 MK_INLINE void copy_operands(MkScan &p, Copies &copies) {
     if (!beside(p.u, 1)) p.u = copies.copied_channels(p.u);
-    if (!beside(p.delta, 1)) p.delta = copies.copied_channels(p.delta);
+    if (!p.rank && !beside(p.delta, 1)) p.delta = copies.copied_channels(p.delta);
     if (!beside(p.B, 2)) p.B = copies.copied_weights(p.B);
     if (!beside(p.C, 2)) p.C = copies.copied_weights(p.C);
 }
@@ -92,12 +92,9 @@ void multi_forward_slab(const MkScan *directions, int64_t count, int64_t task, c
         forward_slab(p, task, copies.arena.next);
     }
     sums.for_tiles([&](const Span &span, int block) {
-        Floats y[MK_CHUNK], z[MK_CHUNK];
+        Floats y[MK_CHUNK];
         load_tile(slab.rows(total, block), span, y);
-        if (first.z.data) {
-            load_tile(slab.rows(first.z, block), span, z);
-            for (int t = 0; t < span.count; t++) y[t] *= z[t] * sigmoid(z[t]);
-        }
+        if (first.z.data) pass_gate(slab.rows(first.z, block), span, y);
         store_tile(slab.rows(first.y, block), span, y);
     });
 }

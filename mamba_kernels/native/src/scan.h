@@ -61,24 +61,22 @@ void forward_slab(const MkScan &p, int64_t task, char *memory) {
                 for (int n = 0; n < states; n++) store(to + n * step, h[n]);
             }
             Tile x(p, slab, span, block, rates.most[block]);
-            Floats y[MK_CHUNK], z[MK_CHUNK];
+            Floats y[MK_CHUNK];
             for (int t = 0; t < span.count; t++) y[t] = x.skip * x.u[t];
             in_ranges<FORWARD_STATES>(states, [&](auto k, int n) __attribute__((always_inline)) {
                 if (x.in_range) advance<true>(k, x, rate + n, B + n, C + n, stride, span.count, h + n, y);
                 else advance<false>(k, x, rate + n, B + n, C + n, stride, span.count, h + n, y);
             });
             if (p.residual.data) {
-                load_tile(slab.rows(p.residual, block), span, z);
-                for (int t = 0; t < span.count; t++) y[t] += z[t];
+                Floats more[MK_CHUNK];
+                load_tile(slab.rows(p.residual, block), span, more);
+                for (int t = 0; t < span.count; t++) y[t] += more[t];
             }
-            if (p.z.data) {
-                load_tile(slab.rows(p.z, block), span, z);
-                for (int t = 0; t < span.count; t++) y[t] *= z[t] * sigmoid(z[t]);
-            }
+            if (p.z.data) pass_gate(slab.rows(p.z, block), span, y);
             store_tile(slab.rows(p.y, block), span, y);
         }
     }
-    slab.scatter(state, p.channels, p.last);
+    if (p.last) slab.scatter(state, p.channels, p.last);
 }
 
 } // namespace

@@ -137,6 +137,20 @@ MK_INLINE void unpack_weights(const MkArray &x, const Slab &slab, const Span &sp
     }
 }
 
+// Steps of one block of one chunk, before bias and softplus, from their factors.
+MK_INLINE void project(const MkScan &p, const Slab &slab, int64_t chunk, int64_t channel, Floats *to) {
+    const float *low = p.low + (slab.b * slab.chunks + chunk) * p.rank * MK_CHUNK;
+    const float *weight = p.dt_proj + channel / MK_BLOCK * p.rank * MK_BLOCK + channel % MK_BLOCK;
+    Floats sum[MK_CHUNK];
+    clear(sum, MK_CHUNK);
+    for (int64_t r = 0; r < p.rank; r++) {
+        Floats w = load<Floats>(weight + r * MK_BLOCK);
+#pragma clang loop unroll(full)
+        for (int t = 0; t < MK_CHUNK; t++) sum[t] = w * low[r * MK_CHUNK + t] + sum[t];
+    }
+    for (int t = 0; t < MK_CHUNK; t++) to[t] = sum[t];
+}
+
 // What one block of one chunk is computed from.
 struct Tile {
     Floats u[MK_CHUNK], raw[MK_CHUNK], dt[MK_CHUNK], drive[MK_CHUNK];
@@ -148,7 +162,8 @@ struct Tile {
         skip = p.D ? load_some(p.D + channel, slab.width(block)) : Floats{};
         bias = p.bias ? load_some(p.bias + channel, slab.width(block)) : Floats{};
         load_tile(slab.rows(p.u, block), span, u);
-        load_tile(slab.rows(p.delta, block), span, raw);
+        if (p.rank) project(p, slab, span.chunk, channel, raw);
+        else load_tile(slab.rows(p.delta, block), span, raw);
         Floats longest{};
         for (int t = 0; t < span.count; t++) {
             raw[t] += bias;
@@ -159,6 +174,13 @@ struct Tile {
         in_range = largest(longest) * most <= -LOWEST; // NaN passes through both ways
     }
 };
+
+// y times its gate.
+MK_INLINE void pass_gate(const Rows &z, const Span &span, Floats *y) {
+    Floats x[MK_CHUNK];
+    load_tile(z, span, x);
+    for (int t = 0; t < span.count; t++) y[t] *= x[t] * sigmoid(x[t]);
+}
 
 template <bool IN_RANGE>
 MK_INLINE Floats decay_of(Floats exponent) {

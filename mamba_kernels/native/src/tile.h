@@ -11,6 +11,7 @@ namespace {
 // The tokens of one chunk in the order of the scan.
 struct Span {
     int64_t token[MK_CHUNK];
+    int64_t chunk;
     int count;
     int step;       // +1 or -1: consecutive tokens; 0: any
     int64_t tokens; // of the whole sequence
@@ -21,9 +22,13 @@ struct Span {
         : Span(p.order, p.reverse, p.tokens, chunk, backwards) {}
 
     // `backwards`: chunks are worked on from the last to the first.
-    Span(const int64_t *order, bool reverse, int64_t tokens, int64_t chunk, bool backwards = false) : tokens(tokens) {
-        int64_t first = chunk * MK_CHUNK;
-        count = int(tokens - first < MK_CHUNK ? tokens - first : MK_CHUNK);
+    Span(const int64_t *order, bool reverse, int64_t tokens, int64_t chunk, bool backwards = false)
+        : Span(order, reverse, tokens, chunk * MK_CHUNK,
+               int(tokens - chunk * MK_CHUNK < MK_CHUNK ? tokens - chunk * MK_CHUNK : MK_CHUNK), backwards) {}
+
+    // Of `count` positions from `first` on.
+    Span(const int64_t *order, bool reverse, int64_t tokens, int64_t first, int count, bool backwards)
+        : chunk(first / MK_CHUNK), count(count), tokens(tokens) {
         step = order ? 0 : reverse ? -1 : 1;
         ahead = (backwards ? -step : step) * MK_CHUNK;
         for (int t = 0; t < count; t++) {
@@ -85,12 +90,15 @@ struct Rows {
         this->token = token * size;
         data = (char *)x.data + (offset + first * channel) * size;
     }
+
+    // Whether a token's channels are a whole vector in memory.
+    bool near() const { return count == LANES && channel == (dtype == MK_FLOAT32 ? 4 : 2); }
 };
 
 template <class V>
 void load_tile_of(const Rows &rows, const Span &span, Floats *tile) {
     constexpr int64_t size = sizeof(V) / LANES;
-    if (rows.count == LANES && rows.channel == size) {
+    if (rows.near()) {
         for (int t = 0; t < span.count; t++) {
             const char *row = rows.data + span.token[t] * rows.token;
             int64_t next = span.step ? span.token[t] + span.ahead : span.next[t];
@@ -134,7 +142,7 @@ void load_tile_of(const Rows &rows, const Span &span, Floats *tile) {
 template <class V>
 void store_tile_of(const Rows &rows, const Span &span, const Floats *tile) {
     constexpr int64_t size = sizeof(V) / LANES;
-    if (rows.count == LANES && rows.channel == size) {
+    if (rows.near()) {
         for (int t = 0; t < span.count; t++) {
             V x;
             narrow(tile[t], &x);

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mamba_kernels import causal_conv1d, selective_scan, selective_scan_multi
+from mamba_kernels import DirectionWeights, causal_conv1d, selective_scan, selective_scan_multi
 from mamba_kernels.dispatch import without_autocast
 from mamba_kernels.selective_scan.multi import Order
 
@@ -128,6 +128,17 @@ class MambaMixer(nn.Module):
             u, delta, A, B, C, D, z, bias, initial_state=scan, return_last_state=True
         )
         return in_full_precision(self.out_proj, y.transpose(1, 2)), (conv.to(scan.dtype), scan)
+
+    def direction_weights(self, direction: str) -> DirectionWeights:
+        """Those of one of its directions, as `mamba_kernels.MambaBlock` takes them."""
+        names = ("conv1d{}", "x_proj{}", "dt_proj{}", "A{}_log", "D{}")
+        conv, x_proj, dt_proj, A_log, D = (
+            getattr(self, name.format(SUFFIXES[direction])) for name in names
+        )
+        return DirectionWeights(
+            conv.weight.squeeze(1), conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias,
+            -A_log.float().exp(), D,
+        )  # fmt: skip
 
     def _add_direction(self, suffix: str, d_inner: int, d_conv: int) -> None:
         dt_rank, d_state, _ = self.split
