@@ -169,7 +169,7 @@ class StreamingSession:
                     f"frames of {size} came in the middle of a stream of {self._frame_size}; "
                     "resize them, or reset the session"
                 )
-        if not bool(clip.isfinite().all()):
+        if not bool(torch.stack(clip.aminmax()).isfinite().all()):
             raise ValueError(
                 "a frame holds values that are not finite, which would stay in the state for "
                 "good; leave it out"

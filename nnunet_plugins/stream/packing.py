@@ -1,11 +1,6 @@
-"""EndoMamba with its matrix products laid out for this CPU once, before it is streamed.
+"""EndoMamba with each layer as one call of the compiled library, its weights laid out once.
 
-torch lays weights out anew in every call, and multiplies float32 with a library that uses a second
-core badly for matrices as small as those of a frame. oneDNN, which torch brings, does neither.
-What depends on weights alone is computed once too, and what lies between two products stays in
-the dtype of their factors.
-
-Shapes: f frames, l tokens, c channels, e inner channels.
+Shapes: f frames, b streams, l tokens, c channels.
 """
 
 from typing import Any
@@ -13,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamba_kernels import causal_conv1d, selective_scan, selective_scan_multi
-from nnunet_plugins.networks.layers.mamba import SUFFIXES, MambaMixer, State
+from mamba_kernels import BlockWeights, MambaBlock
+from mamba_kernels.native.library import missing, multiplies_bfloat16
+from nnunet_plugins.networks.layers.mamba import State
 from nnunet_plugins.networks.layers.rms_mamba import EPS, SpatialLayer, TemporalLayer
 
 MODES = ("float32", "mixed", "bfloat16")
@@ -27,76 +23,28 @@ PACKED = {"float32": torch.float32, "mixed": torch.bfloat16, "bfloat16": torch.b
 def prepared(network: nn.Module, mode: str, device: torch.device) -> Any:
     """The network itself, on a device, changed for inference in one of `MODES`.
 
-    Weights and outputs keep their names and shapes. On GPUs and on CPUs without oneDNN nothing is
-    packed, nor are products in bfloat16 on CPUs too old for them; "mixed" needs both.
+    Weights and outputs keep their names and shapes. Layers are packed on CPUs, where the compiled
+    library is, and with bfloat16 where the CPU multiplies it; "mixed" needs both.
 
     Raises:
-        ValueError: If the mode is unknown or "mixed" is not possible here.
+        ValueError: If the mode is unknown, "mixed" is not possible here, or the network has been
+            compiled.
     """
     if mode not in MODES:
         raise ValueError(f"unknown arithmetic {mode!r}; use one of {', '.join(MODES)}")
+    if "step" in vars(network):
+        raise ValueError("the network is compiled already; prepare one as it was built")
     network = network.eval().to(device, torch.bfloat16 if mode == "bfloat16" else torch.float32)
-    here = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    bfloat16 = here and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    here = device.type == "cpu" and missing() is None
+    bfloat16 = here and multiplies_bfloat16()
     if mode == "mixed" and not bfloat16:
         raise ValueError(
-            f"products in bfloat16 on {device.type} need a CPU with AVX-512 and oneDNN; "
-            "use float32, or bfloat16 on a GPU"
+            f"products in bfloat16 on {device.type} need a CPU with AVX512_BF16 and the compiled "
+            "kernels; use float32, or bfloat16 on a GPU"
         )
     if bfloat16 or (here and mode == "float32"):
         _pack(network, PACKED[mode])
     return network
-
-
-class PackedProduct:
-    """x @ weight.T with the weight as oneDNN wants it.
-
-    Args:
-        weight: (c', c).
-        dtype: Of the factors and the result.
-    """
-
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        weight = weight.detach().to(dtype).clone()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)  # as torch.compile does
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., c) -> (..., c')."""
-        product: Any = torch.ops.mkldnn._linear_pointwise
-        return product(x, self.packed, None, "none", [], "")
-
-
-class PackedDirection:
-    """What one direction of a mixer computes from its convolution on.
-
-    Args:
-        mixer: The mixer.
-        name: Of the direction.
-        dtype: Of the factors of its products.
-    """
-
-    def __init__(self, mixer: MambaMixer, name: str, dtype: torch.dtype) -> None:
-        suffix = SUFFIXES[name]
-        parts = ("conv1d{}", "x_proj{}", "dt_proj{}", "A{}_log", "D{}")
-        conv, x_proj, dt_proj, A_log, D = (getattr(mixer, part.format(suffix)) for part in parts)
-        self.split, self.reverse = mixer.split, name == "reverse"
-        self.taps, self.conv_bias = conv.weight.detach().squeeze(1).contiguous(), conv.bias.detach()
-        self.x_proj, self.dt_proj = (PackedProduct(p.weight, dtype) for p in (x_proj, dt_proj))
-        self.A, self.D = -A_log.detach().float().exp(), D.detach().float()
-        self.delta_bias = dt_proj.bias.detach().float()
-
-    def convolved(self, u: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(f, e, l) -> the same, and the state of the convolution."""
-        return causal_conv1d(
-            u, self.taps, self.conv_bias, activation="silu", initial_state=state,
-            return_last_state=True, reverse=self.reverse,
-        )  # fmt: skip
-
-    def selected(self, u: Tensor) -> tuple[Tensor, ...]:
-        """Of convolved tokens (f, e, l): u, delta, A, B, C, D and delta_bias of their scan."""
-        delta, B, C = self.x_proj(u.transpose(1, 2)).split(self.split, dim=-1)
-        delta = self.dt_proj(delta.contiguous()).transpose(1, 2)
-        return u, delta, self.A, B.transpose(1, 2), C.transpose(1, 2), self.D, self.delta_bias
 
 
 class PackedLayer(nn.Module):
@@ -109,22 +57,23 @@ class PackedLayer(nn.Module):
 
     def __init__(self, layer: SpatialLayer | TemporalLayer, dtype: torch.dtype) -> None:
         super().__init__()
-        self.norm, self.mamba, self.dtype = layer.norm, layer.mamba, dtype
-        self.in_proj = PackedProduct(self.mamba.in_proj.weight * self.norm.weight, dtype)
-        self.out_proj = PackedProduct(self.mamba.out_proj.weight, dtype)
-        names = self.mamba.directions
-        self.directions = [PackedDirection(self.mamba, name, dtype) for name in names]
+        self.norm, self.mamba = layer.norm, layer.mamba
+        self.register_load_state_dict_post_hook(_laid_out_anew)
+        self.pack(dtype)
 
-    def entered(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (f, l, c) -> what is convolved and its gate, (f, e, l) each."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = norm.square_().div_(x.shape[-1]).add_(EPS).rsqrt_()
-        u, z = self.in_proj((x * scale).to(self.dtype)).transpose(1, 2).chunk(2, dim=1)
-        return u, z
+    def pack(self, dtype: torch.dtype) -> None:
+        """Lay the weights out as they are now, for factors of a dtype."""
+        mixer = self.mamba
+        directions = [mixer.direction_weights(name) for name in mixer.directions]
+        weights = BlockWeights(
+            self.norm.weight, mixer.in_proj.weight, directions, mixer.out_proj.weight
+        )
+        self.block = MambaBlock(weights, mixer.directions, EPS, dtype)
 
-    def left(self, y: Tensor, x: Tensor) -> Tensor:
-        """Gated outputs (f, e, l) of tokens (f, l, c) -> (f, l, c)."""
-        return self.out_proj(y.transpose(1, 2).to(self.dtype)).to(x.dtype).add_(x)
+
+def _laid_out_anew(layer: nn.Module, incompatible_keys: Any) -> None:
+    assert isinstance(layer, PackedLayer)
+    layer.pack(layer.block.dtype)
 
 
 class PackedSpatialLayer(PackedLayer):
@@ -132,11 +81,7 @@ class PackedSpatialLayer(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens of frames: (f, l, c) -> (f, l, c)."""
-        u, z = self.entered(x)
-        scans = [own.selected(own.convolved(u)[0]) for own in self.directions]
-        u, delta, A, B, C, D, bias = zip(*scans, strict=True)
-        y, _ = selective_scan_multi(u, delta, A, B, C, D, z, bias, orders=self.mamba.directions)
-        return self.left(y, x)
+        return self.block(x.float())[0].to(x.dtype)
 
 
 class PackedTemporalLayer(PackedLayer):
@@ -144,15 +89,9 @@ class PackedTemporalLayer(PackedLayer):
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """The tokens that come next: (b, l, c) -> (b, l, c), and the state that they leave."""
-        conv, scan = (None, None) if state is None else state
-        (own,) = self.directions
-        u, z = self.entered(x)
-        u, conv = own.convolved(u, conv)
-        u, delta, A, B, C, D, bias = own.selected(u)
-        y, scan = selective_scan(
-            u, delta, A, B, C, D, z, bias, initial_state=scan, return_last_state=True
-        )
-        return self.left(y, x), (conv.to(scan.dtype), scan)
+        before = None if state is None else [state]
+        y, (after,) = self.block(x.float(), before, return_states=True)
+        return y.to(x.dtype), after
 
 
 KINDS = {SpatialLayer: PackedSpatialLayer, TemporalLayer: PackedTemporalLayer}
@@ -161,5 +100,7 @@ KINDS = {SpatialLayer: PackedSpatialLayer, TemporalLayer: PackedTemporalLayer}
 def _pack(network: nn.Module, dtype: torch.dtype) -> None:
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if type(child) in KINDS:
+            if isinstance(child, PackedLayer):
+                child.pack(dtype)
+            elif type(child) in KINDS:
                 setattr(module, name, KINDS[type(child)](child, dtype))

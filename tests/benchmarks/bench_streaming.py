@@ -1,12 +1,13 @@
 """Streaming with EndoMamba: milliseconds a frame, and whether a long stream grows or drifts.
 
 python tests/benchmarks/bench_streaming.py [--size small] [--side 224] [--head backbone]
-    [--modes plain float32 mixed bfloat16] [--frames 40] [--threads 1] [--json FILE]
+    [--modes plain float32 mixed bfloat16 compiled] [--frames 40] [--threads 1] [--json FILE]
 python tests/benchmarks/bench_streaming.py --steps 1000000
 
 The first form times single frames of a stream of batch 1, each as a session sees it: the network
-as it was built (plain), and as `mambamed stream` prepares it (float32, mixed, bfloat16); "free
-scan" is the plain network with scans that do nothing, the least that its other operations cost.
+as it was built (plain), and as `mambamed stream` prepares it (float32, mixed, bfloat16, and with
+--compile in float32: compiled); "free scan" is the plain network with scans that do nothing, the
+least that its other operations cost.
 Modes take turns after every few frames, so that what else a machine does is shared fairly, and
 outputs are compared with plain ones. The second runs a net of 1 + 1 layers and 8 channels on
 16 x 16 frames for so many steps. It reports how much the process grew after the first thousand,
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from nnunet_plugins.doctor import machine
 from nnunet_plugins.networks import EndoMamba, EndoMambaBackbone
 from nnunet_plugins.networks.endomamba import SIZES
+from nnunet_plugins.stream.compiling import compiled, warm_up
 from nnunet_plugins.stream.memory import keep_freed_memory
 from nnunet_plugins.stream.packing import prepared
 from nnunet_plugins.streaming import StreamingSession
@@ -70,9 +72,10 @@ def speed(args: argparse.Namespace) -> dict[str, object]:
     sessions = {}
     for mode in ["plain", *(mode for mode in args.modes if mode != "plain")]:
         torch.manual_seed(0)
-        network = build(args.head, args.size, args.side).to(device)
-        network = network if mode == "plain" else prepared(network, mode, device)
+        network = in_mode(build(args.head, args.size, args.side).to(device), mode)
         sessions[mode] = StreamingSession(network)
+        if mode == "compiled":
+            print(f"compiled in {warm_up(network, clip[:, :, 0]):.0f} s")
     torch.manual_seed(0)
     sessions["free scan"] = FreeScans(build(args.head, args.size, args.side).to(device))
     outputs, figures = timed(sessions, clip)
@@ -89,6 +92,16 @@ def build(head: str, size: str, side: int) -> nn.Module:
     if head == "backbone":
         return EndoMambaBackbone(3, **sizes)
     return EndoMamba(3, 2, head=head, **sizes)
+
+
+def in_mode(network: nn.Module, mode: str) -> nn.Module:
+    """As it is, or changed for inference on its device."""
+    device = next(network.parameters()).device
+    if mode == "plain":
+        return network
+    if mode == "compiled":
+        return compiled(network, "float32", device)
+    return prepared(network, mode, device)
 
 
 class FreeScans(StreamingSession):
