@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from nnunet_plugins.process_group import leave_group
 from pretrain.progress import Progress
 from pretrain.run_folder import Row, RunFolder
 from pretrain.sampling import Batch, Samples, epoch_batches, load, steps_per_epoch
@@ -41,9 +42,9 @@ def pretrain(
 ) -> list[Row]:
     """Train an objective and keep all of it in a folder.
 
-    Under `torchrun` every process calls this with the same arguments; a step's batch is shared
-    out among them. A run that was killed goes on from its last checkpoint with `resume` and ends
-    with the same numbers, on a CPU to the last bit.
+    Under `torchrun` every process calls this once, with the same arguments; a step's batch is
+    shared out among them, and they return when all is written. A run that was killed goes on from
+    its last checkpoint with `resume` and ends with the same numbers, on a CPU to the last bit.
 
     Args:
         objective: Trained in place, on the device of the settings.
@@ -75,9 +76,13 @@ def pretrain(
     """
     run = RunFolder(Path(folder), {"settings": settings.to_dict(), "run": dict(config or {})})
     engine = Engine(objective, dataset, run, settings, metadata or {}, draw)
-    engine.open(resume, records or {})
-    with engine.reports(), stop_requests() as request:
-        engine.train(request)
+    try:
+        engine.open(resume, records or {})
+        with engine.reports(), stop_requests() as request:
+            engine.train(request)
+        engine.step.accelerator.wait_for_everyone()  # none returns before all is written
+    finally:
+        leave_group(engine.step.model)
     return engine.progress.rows
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine
 
 from nnunet_plugins.bundle.cases import cases_of_fold, images_to_predict
@@ -21,6 +20,7 @@ from nnunet_plugins.bundle.inferer import VideoInferer
 from nnunet_plugins.bundle.plan import Plan
 from nnunet_plugins.bundle.video import videos_to_segment
 from nnunet_plugins.bundle.video_table import Target, videos_of_part
+from nnunet_plugins.process_group import leave_group
 
 MENDABLE = (OSError, ValueError, RuntimeError)
 
@@ -127,8 +127,7 @@ def run(engine: Engine) -> None:
         with one_sentence():
             engine.run()
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_group(engine.network)
 
 
 def _check_processes(found: int, what: str, or_else: str = "") -> None:

@@ -76,7 +76,7 @@ def main(folder: str, options: str, **environment: str) -> None:
     os.environ.update(environment)
     chosen = {"settings": {}, "pause": 0.0, "hides": True, "resume": False} | json.loads(options)
     seed = int(chosen["resume"])  # of initial weights, which a resumed run must not keep
-    pretrain(
+    rows = pretrain(
         Toy(chosen["hides"], seed),
         ToySamples(pause=chosen["pause"]),
         folder,
@@ -84,6 +84,8 @@ def main(folder: str, options: str, **environment: str) -> None:
         resume=chosen["resume"],
         draw=draw,
     )
+    state = torch.load(Path(folder) / "checkpoint_last.pt", weights_only=True)
+    assert len(state["progress"]["rows"]) == len(rows), "a process returned before all was written"
 
 
 if __name__ == "__main__":
