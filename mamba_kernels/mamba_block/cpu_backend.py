@@ -20,6 +20,7 @@ from mamba_kernels.native.library import (
     BLOCK,
     CHUNK,
     DTYPES,
+    TILES,
     Block,
     Call,
     Inner,
@@ -54,7 +55,8 @@ class Packed:
         self.rank, self.taps, self.dtype = first.dt_proj.shape[1], first.conv.shape[1], dtype
         self.columns = -(-sum(first.split) // BLOCK) * BLOCK
         self.count = len(orders)
-        block = Call(Block, 0, self.channels, self.inner, DTYPES[dtype])
+        self.tiles = dtype == torch.bfloat16 and multiplies_bfloat16() == TILES
+        block = Call(Block, 0, self.channels, self.inner, DTYPES[dtype], self.tiles)
         block.set(count=self.count)
         block.point(
             eps=torch.tensor([eps], dtype=torch.float32, device="cpu"),
@@ -69,7 +71,7 @@ class Packed:
         sizes = 0, self.inner, 0, self.states, self.rank, self.taps, 0
         call = Call(Inner, *sizes, isinstance(order, str) and order == "reverse")
         x_proj = F.pad(own.x_proj, (0, 0, 0, self.columns - len(own.x_proj)))
-        call.set(columns=self.columns, dtype=DTYPES[self.dtype])
+        call.set(columns=self.columns, dtype=DTYPES[self.dtype], tiles=self.tiles)
         call.point(
             order=_own(order.to("cpu", torch.int64)) if isinstance(order, Tensor) else None,
             conv=_own(own.conv.t()),
@@ -104,7 +106,7 @@ def packed(
     (d, taps), c = weights.directions[0].conv.shape, len(weights.norm)
     fits = d % BLOCK == c % BLOCK == 0 and taps <= MOST_TAPS and len(orders) <= DIRECTIONS
     here = weights.norm.device.type == "cpu"
-    able = dtype == torch.float32 or multiplies_bfloat16()
+    able = dtype == torch.float32 or multiplies_bfloat16() > 0
     return Packed(weights, orders, eps, dtype) if fits and here and able else None
 
 

@@ -24,6 +24,7 @@ NAMES = {"darwin": "libmambamed_kernels.dylib", "win32": "mambamed_kernels.dll"}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CHUNK = 16  # tokens between the states that are kept for a backward pass: MK_CHUNK
 BLOCK = 16  # channels are padded to a multiple of it where states are kept: MK_BLOCK
+TILES = 2  # the answer of `multiplies_bfloat16` on CPUs with AMX: MK_TILES
 WORK_PER_THREAD = 1 << 18  # less is done before another thread has started
 WORK_PER_TEAM = 1 << 15  # less is done before a team that stands ready has begun
 
@@ -58,11 +59,12 @@ Conv = Layout(
 )
 Inner = Layout(
     "i:batch,channels,tokens,states,rank,taps,slab,reverse p:order a:x,z,y p:conv,conv_bias "
-    "i:columns,dtype p:x_proj,dt_proj,dt_bias,A,D,conv_state,state,next_conv_state,next_state,"
-    "u,low,weights"
+    "i:columns,dtype,tiles p:x_proj,dt_proj,dt_bias,A,D,conv_state,state,next_conv_state,"
+    "next_state,u,low,weights"
 )
 Block = Layout(
-    "i:rows,channels,inner,dtype p:eps,in_proj,out_proj,x,out,normed,xz,y i:count p:directions"
+    "i:rows,channels,inner,dtype,tiles p:eps,in_proj,out_proj,x,out,normed,xz,y i:count "
+    "p:directions"
 )
 LAYOUTS = {
     "mk_scan_size": Scan,
@@ -90,7 +92,7 @@ def load(path: Path) -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(path))
         library.mk_isa.restype = c_char_p
         library.mk_isa.argtypes = [c_int64]
-        library.mk_has_pairs.argtypes = [c_int64]
+        library.mk_bfloat16.argtypes = [c_int64]
         library.mk_use_team.argtypes = [c_void_p]
         library.mk_exp.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_int64]
         for name, numbers in FUNCTIONS.items():
@@ -228,14 +230,18 @@ def run_at(function: str, work: int, words: array[int]) -> None:
     _run(function, work, words.buffer_info()[0])
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this machine multiplies bfloat16, with the instruction set that is in use."""
-    return _has_pairs(_CHOSEN.instruction_set)
+def multiplies_bfloat16() -> int:
+    """How this machine multiplies bfloat16, with the instruction set that is in use.
+
+    Returns:
+        0 if it does not, 1 in pairs by AVX512_BF16, 2 in tiles by AMX.
+    """
+    return _bfloat16(_CHOSEN.instruction_set)
 
 
 @cache  # asking the processor is slow on virtual machines
-def _has_pairs(instruction_set: int) -> bool:
-    return not isinstance(LIBRARY, str) and bool(LIBRARY.mk_has_pairs(instruction_set))
+def _bfloat16(instruction_set: int) -> int:
+    return 0 if isinstance(LIBRARY, str) else int(LIBRARY.mk_bfloat16(instruction_set))
 
 
 def _run(function: str, work: int, *arguments: bytes | int) -> None:

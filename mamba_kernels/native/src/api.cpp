@@ -5,6 +5,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #ifdef _WIN32
@@ -47,6 +51,19 @@ bool has_avx512() {
     if (!has_avx2() || !saved_by_system(0xe6)) return false;
     const unsigned needed = bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & needed) == needed;
+}
+
+// Whether there is AMX for bfloat16, and Linux lets this process use its registers.
+bool has_tiles() {
+#if defined(__linux__)
+    constexpr unsigned AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, REGISTERS = 3 << 17;
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18; // ARCH_REQ_XCOMP_PERM
+    unsigned a, b, c, d;
+    if (!saved_by_system(REGISTERS) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    return (d & AMX_BF16) && (d & AMX_TILE) && !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+#else
+    return false;
+#endif
 }
 
 bool always() { return true; }
@@ -110,14 +127,15 @@ MK_EXPORT const char *mk_isa(int64_t i) {
     return ISAS[i].works() ? ISAS[i].name : "";
 }
 
-// Whether this machine multiplies bfloat16 with instruction set i.
-MK_EXPORT int64_t mk_has_pairs(int64_t i) {
+// How this machine multiplies bfloat16 with instruction set i: an MkBfloat16. Asks Linux for the registers of tiles.
+MK_EXPORT int64_t mk_bfloat16(int64_t i) {
 #if defined(__x86_64__)
     unsigned a, b, c, d;
-    if (i != 0 || !ISAS[i].works() || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return 0;
-    return a >> 5 & 1; // AVX512_BF16
+    if (i != 0 || !ISAS[i].works() || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return MK_NOT;
+    if (!(a >> 5 & 1)) return MK_NOT; // AVX512_BF16
+    return has_tiles() ? MK_TILES : MK_PAIRS;
 #else
-    return 0;
+    return MK_NOT;
 #endif
 }
 

@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+// How bfloat16 is multiplied: not at all, in pairs by AVX512_BF16, or in tiles by AMX.
+enum MkBfloat16 : int64_t { MK_NOT = 0, MK_PAIRS = 1, MK_TILES = 2 };
 enum MkDtype : int64_t { MK_FLOAT32 = 0, MK_BFLOAT16 = 1, MK_FLOAT16 = 2 };
 
 struct MkArray {
@@ -84,7 +86,7 @@ struct MkInner {
     MkArray x, z, y;                  // (b, d, l); y out
     const float *conv, *conv_bias;    // (k, d), (d)
     int64_t columns;                  // r + 2 n, padded to a multiple of MK_BLOCK
-    int64_t dtype;                    // of u and x_proj: float32 or bfloat16
+    int64_t dtype, tiles;             // of u and x_proj: float32 or bfloat16; whether tiles multiply these
     const void *x_proj;               // panels (d, columns): of the step size, of B, of C, zeros
     const float *dt_proj, *dt_bias;   // (d / MK_BLOCK, r, MK_BLOCK), (d)
     const float *A, *D;               // (d, n), (d)
@@ -99,7 +101,7 @@ struct MkInner {
 struct MkBlock {
     int64_t rows; // b * l
     int64_t channels, inner;
-    int64_t dtype;                  // of the factors of its products: float32 or bfloat16
+    int64_t dtype, tiles;           // of the factors of products: float32 or bfloat16; whether tiles multiply these
     const float *eps;               // of RMSNorm
     const void *in_proj, *out_proj; // panels (c, 2 d) and (d, c)
     const float *x;                 // (b l, c)

@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int64_t NORM_ROWS = 16, PRODUCT_TASK = 66; // rows of a task, at most
+constexpr int64_t NORM_ROWS = 16, PRODUCT_TASK = 66, TILED_TASK = 64; // rows of a task, at most
 
 MK_INLINE int64_t size_of(int64_t dtype) { return dtype == MK_BFLOAT16 ? 2 : 4; }
 
@@ -36,33 +36,38 @@ void norm_rows(const MkBlock &p, int64_t task) {
 struct Product {
     const void *x, *weight; // (rows, depth), panels
     void *y;                // (rows, columns)
-    int64_t rows, depth, columns, dtype;
+    int64_t rows, depth, columns, dtype, tiles;
 
-    int64_t ranges() const { return (rows + PRODUCT_TASK - 1) / PRODUCT_TASK; }
+    int64_t ranges() const {
+        int64_t most = tiles ? TILED_TASK : PRODUCT_TASK;
+        return (rows + most - 1) / most;
+    }
     int64_t tasks() const { return panels(columns) * ranges(); }
 
     // y in its dtype is the product plus, where there is one, `more`, which is shaped like y.
     void run(int64_t task, int64_t y_dtype, const float *more) const {
         int64_t panel = task / ranges(), share = (rows + ranges() - 1) / ranges();
-        share = (share + PRODUCT_ROWS - 1) / PRODUCT_ROWS * PRODUCT_ROWS; // at most PRODUCT_TASK, its multiple
+        int64_t unit = tiles ? TILED_TASK : PRODUCT_ROWS; // PRODUCT_TASK is a multiple of it, and no share is larger
+        share = (share + unit - 1) / unit * unit;
         int64_t first = task % ranges() * share, count = rows - first < share ? rows - first : share;
+        int64_t stride = depth * size_of(dtype);
         const char *row[PRODUCT_TASK];
         char *to[PRODUCT_TASK];
         for (int64_t r = 0; r < count; r++) {
-            row[r] = (const char *)x + (first + r) * depth * size_of(dtype);
+            row[r] = (const char *)x + (first + r) * stride;
             to[r] = (char *)y + ((first + r) * columns + panel * MK_PANEL) * size_of(y_dtype);
         }
         int64_t offset = more ? (const char *)more - (const char *)y : 0;
-        multiply_panel(dtype, row, count, weight, depth, columns, panel, {to, y_dtype, offset});
+        multiply_panel(dtype, row, count, tiles ? stride : 0, weight, depth, columns, panel, {to, y_dtype, offset});
     }
 };
 
 MK_INLINE Product product_in(const MkBlock &p) {
-    return {p.normed, p.in_proj, p.xz, p.rows, p.channels, 2 * p.inner, p.dtype};
+    return {p.normed, p.in_proj, p.xz, p.rows, p.channels, 2 * p.inner, p.dtype, p.tiles};
 }
 
 MK_INLINE Product product_out(const MkBlock &p) {
-    return {p.y, p.out_proj, p.out, p.rows, p.inner, p.channels, p.dtype};
+    return {p.y, p.out_proj, p.out, p.rows, p.inner, p.channels, p.dtype, p.tiles};
 }
 
 int64_t product_in_tasks(const MkBlock &p) { return product_in(p).tasks(); }

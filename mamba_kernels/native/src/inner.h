@@ -49,11 +49,11 @@ void inner_chunk(const MkInner &p, int64_t b, int64_t chunk) {
     const char *row[MK_CHUNK];
     char *to[MK_CHUNK];
     float *weights = p.weights + b * p.tokens * p.columns;
-    int64_t size = p.dtype == MK_BFLOAT16 ? 2 : 4;
+    int64_t size = p.dtype == MK_BFLOAT16 ? 2 : 4, stride = p.tiles ? span.step * p.channels * size : 0;
     for (int t = 0; t < span.count; t++) row[t] = (const char *)p.u + (b * p.tokens + span.token[t]) * p.channels * size;
     for (int64_t panel = 0; panel < panels(p.columns); panel++) {
         for (int t = 0; t < span.count; t++) to[t] = (char *)(weights + span.token[t] * p.columns + panel * MK_PANEL);
-        multiply_panel(p.dtype, row, span.count, p.x_proj, p.channels, p.columns, panel, {to, MK_FLOAT32, 0});
+        multiply_panel(p.dtype, row, span.count, stride, p.x_proj, p.channels, p.columns, panel, {to, MK_FLOAT32, 0});
     }
     int64_t chunks = (p.tokens + MK_CHUNK - 1) / MK_CHUNK;
     float *low = p.low + (b * chunks + chunk) * p.rank * MK_CHUNK;

@@ -6,7 +6,8 @@
 
 #pragma once
 
-#include "tile.h"
+#include "amx.h"
+#include "output.h"
 
 namespace {
 
@@ -18,7 +19,7 @@ constexpr int64_t STEP = 4; // bytes
 template <bool PAIRS>
 MK_INLINE Floats step_on(Floats sum, const char *x, Floats weight) {
 #if defined(__AVX512F__)
-    if (PAIRS) { // mk_has_pairs has asked the processor
+    if (PAIRS) { // mk_bfloat16 has asked the processor
         Ints pair = Ints{} + load<int32_t>(x);
         asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(pair));
         return sum;
@@ -26,28 +27,6 @@ MK_INLINE Floats step_on(Floats sum, const char *x, Floats weight) {
 #endif
     return load<float>(x) * weight + sum;
 }
-
-// Where a product goes.
-struct Output {
-    char *const *row; // at the first column of the panel
-    int64_t dtype;
-    int64_t more; // bytes from there to float32 that is added, or 0
-
-    [[gnu::always_inline]] void put(int64_t r, int64_t column, Floats sum) const {
-        if (more) sum += load<Floats>(row[r] + column * 4 + more);
-        if (dtype == MK_BFLOAT16) {
-            Shorts s;
-#if defined(__AVX512F__)
-            asm("vcvtneps2bf16 %1, %0" : "=v"(s) : "v"(sum)); // mk_has_pairs has asked here too
-#else
-            narrow(sum, &s);
-#endif
-            store(row[r] + column * 2, s);
-        } else {
-            store(row[r] + column * 4, sum);
-        }
-    }
-};
 
 // What R rows from the first on give with V vectors of a panel from `column` on; width: columns of the panel.
 template <bool PAIRS, int R, int V>
@@ -103,13 +82,15 @@ void multiply_columns(const char *const *row, int64_t count, const char *panel, 
 
 MK_INLINE int64_t panels(int64_t columns) { return (columns + MK_PANEL - 1) / MK_PANEL; }
 
-// Rows of a dtype, where they lie, times one panel of a weight (depth, columns).
-MK_INLINE void multiply_panel(int64_t dtype, const char *const *row, int64_t count, const void *weight, int64_t depth,
-                              int64_t columns, int64_t panel, const Output &y) {
+// Rows of a dtype, where they lie, times one panel of a weight (depth, columns). Tiles may multiply rows that lie
+// `stride` bytes apart, if that is not 0.
+MK_INLINE void multiply_panel(int64_t dtype, const char *const *row, int64_t count, int64_t stride, const void *weight,
+                              int64_t depth, int64_t columns, int64_t panel, const Output &y) {
     int64_t steps = dtype == MK_BFLOAT16 ? depth / 2 : depth, first = panel * MK_PANEL;
     int64_t width = columns - first < MK_PANEL ? columns - first : MK_PANEL;
     const char *at = (const char *)weight + first * steps * STEP;
 #if defined(__AVX512F__)
+    if (stride && steps % TILE_STEPS == 0) return multiply_by_tiles(row[0], stride, count, at, steps, width, y);
     if (dtype == MK_BFLOAT16) return multiply_columns<true>(row, count, at, steps, width, y);
 #endif
     multiply_columns<false>(row, count, at, steps, width, y);
