@@ -1,4 +1,4 @@
-"""A whole Mamba block behind its norm and beside its shortcut, prepared for inference.
+"""Whole Mamba blocks behind their norms and beside their shortcuts, prepared for inference.
 
 Shapes: b batch, l tokens, c outer and d inner channels, n states per channel, r rank of the step
 sizes, k taps.
@@ -20,25 +20,25 @@ from mamba_kernels.mamba_block.weights import BlockWeights, DirectionWeights, St
 from mamba_kernels.native.library import missing
 from mamba_kernels.selective_scan.multi import Order
 
-__all__ = ["BlockWeights", "DirectionWeights", "MambaBlock"]
+__all__ = ["BlockWeights", "DirectionWeights", "MambaBlock", "mamba_blocks"]
 
 
-class Block(Protocol):
-    """What a backend is: `MambaBlock.__call__` has the contract."""
+class Blocks(Protocol):
+    """What a backend is: `mamba_blocks` has the contract."""
 
     def __call__(
         self,
-        block: MambaBlock,
+        blocks: Sequence[MambaBlock],
         x: Tensor,
-        states: Sequence[State] | None,
+        states: Sequence[Sequence[State]] | None,
         return_states: bool,
-    ) -> tuple[Tensor, list[State]]: ...
+    ) -> tuple[Tensor, list[list[State]]]: ...
 
 
-BACKENDS: dict[str, Backend[Block]] = {  # best first
-    "cpu": Backend(cpu_backend.mamba_block, missing, frozenset({"cpu"}), cpu_backend.refuses),
-    "torch": Backend(reference.mamba_block),
-    "reference": Backend(reference.mamba_block),  # of operators of that backend, then
+BACKENDS: dict[str, Backend[Blocks]] = {  # best first
+    "cpu": Backend(cpu_backend.mamba_blocks, missing, frozenset({"cpu"}), cpu_backend.refuses),
+    "torch": Backend(reference.mamba_blocks),
+    "reference": Backend(reference.mamba_blocks),  # of operators of that backend, then
 }
 
 
@@ -91,17 +91,14 @@ class MambaBlock:
         """How it is copied and pickled: laid out anew, for the library is given addresses."""
         return MambaBlock, (self.weights, self.orders, self.eps, self.dtype)
 
-    @torch.no_grad()
     def __call__(
         self, x: Tensor, states: Sequence[State] | None = None, return_states: bool = False
     ) -> tuple[Tensor, list[State]]:
-        """Mix tokens along the sequence.
+        """Mix tokens along the sequence: `mamba_blocks` with this block alone.
 
         Args:
             x: Tokens, (b, l, c), float32.
-            states: Of each direction what the tokens before have left: the last inputs of its
-                convolution, (b, d, k - 1), and the state of its scan, (b, d, n), float32. Zeros if
-                None.
+            states: Of each direction, or zeros if None.
             return_states: Also return the states that these tokens leave.
 
         Returns:
@@ -113,13 +110,11 @@ class MambaBlock:
                 permutation.
             TypeError: An operand is no tensor, or a state not float32.
         """
-        self._check(x, states)
-        arguments = self, x, states, return_states
-        run = choose(BACKENDS, "auto", x.device, *arguments)
-        with without_autocast(x.device):
-            return run(*arguments)
+        y, after = mamba_blocks([self], x, None if states is None else [states], return_states)
+        return y, after[0] if return_states else []
 
-    def _check(self, x: Tensor, states: Sequence[State] | None) -> None:
+    def check(self, x: Tensor, states: Sequence[State] | None) -> None:
+        """Refuse what `__call__` says."""
         check_rank("x", x, "b, l, c")
         first, (b, _, c) = self.weights.directions[0], x.shape
         if c != len(self.weights.norm) or x.device != first.A.device or x.dtype != torch.float32:
@@ -143,3 +138,40 @@ class MambaBlock:
                     f"states are {conv.dtype} and {scan.dtype}; expected torch.float32, for "
                     "rounded states drift: keep them in that dtype between calls"
                 )
+
+
+@torch.no_grad()
+def mamba_blocks(
+    blocks: Sequence[MambaBlock],
+    x: Tensor,
+    states: Sequence[Sequence[State]] | None = None,
+    return_states: bool = False,
+) -> tuple[Tensor, list[list[State]]]:
+    """Mix tokens along the sequence by one block after another, on CPUs in one call of the library.
+
+    Args:
+        blocks: One at least, of as many outer channels.
+        x: Tokens, (b, l, c), float32.
+        states: For each block, of each direction what the tokens before have left: the last inputs
+            of its convolution, (b, d, k - 1), and the state of its scan, (b, d, n), float32. Zeros
+            if None.
+        return_states: Also return the states that these tokens leave.
+
+    Returns:
+        (b, l, c), float32, and with `return_states` for each block, of each direction, the state
+        after the last of its tokens, else no states.
+
+    Raises:
+        ValueError: There is no block; shapes, devices or the dtype of `x` do not fit; or an order
+            is no permutation.
+        TypeError: An operand is no tensor, or a state not float32.
+    """
+    if not blocks or (states is not None and len(states) != len(blocks)):
+        given = "" if states is None else f" and states of {len(states)}"
+        raise ValueError(f"{len(blocks)} blocks came{given}; give one at least, and each its own")
+    for i, block in enumerate(blocks):
+        block.check(x, None if states is None else states[i])
+    arguments = blocks, x, states, return_states
+    run = choose(BACKENDS, "auto", x.device, *arguments)
+    with without_autocast(x.device):
+        return run(*arguments)

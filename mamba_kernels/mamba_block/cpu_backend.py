@@ -1,4 +1,4 @@
-"""A whole Mamba block by the compiled library, for CPUs, in one call.
+"""Mamba blocks by the compiled library, for CPUs, any number of them in one call.
 
 Shapes: b batch, l tokens, c outer and d inner channels, n states per channel, r rank of the step
 sizes, k taps.
@@ -18,7 +18,6 @@ from mamba_kernels.causal_conv1d.cpu_backend import MOST_TAPS
 from mamba_kernels.mamba_block.weights import BlockWeights, DirectionWeights, State
 from mamba_kernels.native.library import (
     BLOCK,
-    CHUNK,
     DTYPES,
     TILES,
     Block,
@@ -34,11 +33,10 @@ if TYPE_CHECKING:
     from mamba_kernels.selective_scan.multi import Order
 
 DIRECTIONS, PANEL = 8, 64  # MK_DIRECTIONS, MK_PANEL
-BEFORE, AFTER = ("conv_state", "state"), ("next_conv_state", "next_state")
 
 
 class Packed:
-    """Weights as the library wants them, and its structures but for what changes with each call.
+    """Weights as the library wants them, and its structures of them.
 
     Args:
         weights: Of the block, float32 on a CPU.
@@ -66,6 +64,8 @@ class Packed:
         calls = [self._direction(*own) for own in zip(weights.directions, orders, strict=True)]
         self.kept = [x for call in (block, *calls) for x in call.kept]
         self.words = array("q", [word for call in (block, *calls) for word in call.words])
+        self.address = self.words.buffer_info()[0]
+        self.words[Block.at["directions"]] = self.address + 8 * Block.words
 
     def _direction(self, own: DirectionWeights, order: Order) -> Call:
         sizes = 0, self.inner, 0, self.states, self.rank, self.taps, 0
@@ -111,83 +111,51 @@ def packed(
 
 
 def refuses(
-    block: MambaBlock, x: Tensor, states: Sequence[State] | None, return_states: bool
+    blocks: Sequence[MambaBlock],
+    x: Tensor,
+    states: Sequence[Sequence[State]] | None,
+    return_states: bool,
 ) -> str | None:
     """What of these the library cannot take, or None."""
-    if block.packed is None:
+    if any(block.packed is None for block in blocks):
         return (
             f"channels that are no multiples of {BLOCK}, more than {MOST_TAPS} taps, more than "
             f"{DIRECTIONS} directions, or factors that this CPU does not multiply"
         )
     if torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack():
         return "tensors whose operators are recorded"
-    if block.dtype == torch.bfloat16 and not multiplies_bfloat16():
+    if any(block.dtype == torch.bfloat16 for block in blocks) and not multiplies_bfloat16():
         return "factors of bfloat16 with this instruction set"
     return None
 
 
-def mamba_block(
-    block: MambaBlock, x: Tensor, states: Sequence[State] | None, return_states: bool
-) -> tuple[Tensor, list[State]]:
-    """See `MambaBlock.__call__`."""
-    p, x = block.packed, x.contiguous()
-    assert p is not None
-    (b, l, c), d, kind, size = x.shape, p.inner, DTYPES[p.dtype], p.dtype.itemsize
-    out, after = torch.empty_like(x), _new_states(p, b) if return_states else []
-    features = {"normed": b * l * c * size, "xz": 2 * b * l * d * size, "y": b * l * d * size}
-    own = {
-        "u": b * l * d * size,
-        "low": 4 * b * -(-l // CHUNK) * CHUNK * p.rank,
-        "weights": 4 * b * l * p.columns,
-    }
-    memory = Memory(sum(features.values()) + p.count * sum(own.values()))
-    words = p.words[:]
-
-    def fill(at: dict[str, int], first: int, values: dict[str, int]) -> None:
-        for name, value in values.items():
-            words[first + at[name]] = value
-
-    places = {name: memory.take(count) for name, count in features.items()}
-    fill(Block.at, 0, {"rows": b * l, "x": x.data_ptr(), "out": out.data_ptr(), **places})
-    words[Block.at["directions"]] = words.buffer_info()[0] + 8 * Block.words
-    xz, y = places["xz"], places["y"]
-    arrays = array("q", [
-        *(xz, kind, 2 * l * d, 1, 2 * d, 0),
-        *(xz + d * size, kind, 2 * l * d, 1, 2 * d, 0),
-        *(y, kind, l * d, 1, d, 0),
+def mamba_blocks(
+    blocks: Sequence[MambaBlock],
+    x: Tensor,
+    states: Sequence[Sequence[State]] | None,
+    return_states: bool,
+) -> tuple[Tensor, list[list[State]]]:
+    """See the operator of this name."""
+    (b, l, c), x = x.shape, x.contiguous()
+    parts = [block.packed for block in blocks if block.packed]
+    out = torch.empty_like(x)
+    before = [_pair(state) for own in states or () for state in own]
+    after = [_new_states(p, b) for p in parts] if return_states else []
+    arrays = [
+        array("q", [tensor.data_ptr() for state in given for tensor in state])
+        for given in (before, [state for own in after for state in own])
+    ]
+    arrays.append(array("q", [p.address for p in parts]))
+    first, second, addresses = (kept.buffer_info()[0] if kept else 0 for kept in arrays)
+    call = array("q", [
+        *(b, l, slab_of(l), x.data_ptr(), out.data_ptr(), first, second, len(parts), addresses)
     ])  # fmt: skip
-    sizes = {"batch": b, "tokens": l, "slab": slab_of(l)}
-    kept = []
-    for i in range(p.count):
-        first = Block.words + i * Inner.words
-        at = first + Inner.at["x"]  # and z and y, which follow
-        words[at : at + len(arrays)] = arrays
-        fill(Inner.at, first, sizes | {name: memory.take(count) for name, count in own.items()})
-        for names, pairs in ((BEFORE, states), (AFTER, after)):
-            if pairs:
-                pair = [state.contiguous() for state in pairs[i]]
-                kept.append(pair)
-                fill(Inner.at, first, dict(zip(names, (s.data_ptr() for s in pair), strict=True)))
-    run_at("mk_block_forward", b * l * c * d, words)
+    run_at("mk_blocks_forward", b * l * c * max(p.inner for p in parts), call)
     return out, after
 
 
-class Memory:
-    """Scratch of one call, handed out front to back.
-
-    Args:
-        size: Bytes.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.whole = torch.empty(size, dtype=torch.uint8, device="cpu")
-        self.next = self.whole.data_ptr()
-
-    def take(self, count: int) -> int:
-        """Address of so many bytes."""
-        taken = self.next
-        self.next += count
-        return taken
+def _pair(state: State) -> State:
+    return state[0].contiguous(), state[1].contiguous()
 
 
 def slab_of(tokens: int) -> int:

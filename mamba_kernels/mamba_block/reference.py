@@ -1,4 +1,4 @@
-"""A Mamba block by the operators that it consists of: the definition."""
+"""Mamba blocks by the operators that they consist of: the definition."""
 
 from __future__ import annotations
 
@@ -17,10 +17,23 @@ if TYPE_CHECKING:
     from mamba_kernels.mamba_block import MambaBlock
 
 
-def mamba_block(
-    block: MambaBlock, x: Tensor, states: Sequence[State] | None, return_states: bool
+def mamba_blocks(
+    blocks: Sequence[MambaBlock],
+    x: Tensor,
+    states: Sequence[Sequence[State]] | None,
+    return_states: bool,
+) -> tuple[Tensor, list[list[State]]]:
+    """See the operator of this name."""
+    every = []
+    for i, block in enumerate(blocks):
+        x, after = _block(block, x, None if states is None else states[i])
+        every.append(after)
+    return x, every if return_states else []
+
+
+def _block(
+    block: MambaBlock, x: Tensor, states: Sequence[State] | None
 ) -> tuple[Tensor, list[State]]:
-    """See `MambaBlock.__call__`."""
     weights, dtype = block.weights, block.dtype
     normed = F.rms_norm(x, x.shape[-1:], weights.norm, block.eps)
     xz = F.linear(normed.to(dtype), weights.in_proj.to(dtype))
@@ -43,4 +56,4 @@ def mamba_block(
         initial_state=None if states is None else [scan for _, scan in states],
     )  # fmt: skip
     out = x + F.linear(y.transpose(1, 2).to(dtype), weights.out_proj.to(dtype)).float()
-    return out, list(zip(convs, last, strict=True)) if return_states else []
+    return out, list(zip(convs, last, strict=True))

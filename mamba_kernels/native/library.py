@@ -66,18 +66,20 @@ Block = Layout(
     "i:rows,channels,inner,dtype,tiles p:eps,in_proj,out_proj,x,out,normed,xz,y i:count "
     "p:directions"
 )
+Pass = Layout("i:batch,tokens,slab p:x,out,before,after i:count p:blocks")
 LAYOUTS = {
     "mk_scan_size": Scan,
     "mk_conv_size": Conv,
     "mk_inner_size": Inner,
     "mk_block_size": Block,
+    "mk_pass_size": Pass,
 }
 FUNCTIONS = {  # and how many numbers they take after the structures
     "mk_scan_forward": 2,
     "mk_scan_backward": 2,
     "mk_multi_forward": 3,
     "mk_multi_backward": 3,
-    "mk_block_forward": 2,
+    "mk_blocks_forward": 2,
     "mk_scan_step": 2,
     "mk_conv_forward": 2,
     "mk_conv_backward": 2,

@@ -24,7 +24,7 @@ from nnunet_plugins.networks.layers.frame_tokens import (
     resized_position,
 )
 from nnunet_plugins.networks.layers.mamba import in_full_precision
-from nnunet_plugins.networks.layers.rms_mamba import EPS, SpatialLayer, TemporalLayer
+from nnunet_plugins.networks.layers.rms_mamba import EPS, MambaLayers, SpatialLayer, TemporalLayer
 from nnunet_plugins.networks.layers.token_heads import FrameClassifier, LandmarkHead, Pool
 
 Head = Literal["segmentation", "classification", "phase", "localization"]
@@ -264,7 +264,7 @@ class EndoMambaBackbone(nn.Module):
         mixer = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "dt_rank": dt_rank}
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         kinds = [SpatialLayer] * self.spatial + [TemporalLayer] * (depth - self.spatial)
-        self.layers = nn.ModuleList(
+        self.layers = MambaLayers(
             kind(d_model, rate, **mixer) for kind, rate in zip(kinds, rates, strict=True)
         )
         self.norm_f = nn.RMSNorm(d_model, eps=EPS)
@@ -331,7 +331,7 @@ class EndoMambaBackbone(nn.Module):
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         zeros = [
             torch.zeros(batch, *sizes, dtype=dtype, device=weight.device)
-            for _ in self.layers[self.spatial :]
+            for _ in range(len(self.layers) - self.spatial)
             for sizes in self.state_sizes
         ]
         return (self._start(batch, weight.device), *zeros)
@@ -357,16 +357,10 @@ class EndoMambaBackbone(nn.Module):
     def _mixed(self, x: Tensor, state: State | None) -> tuple[Tensor, list[Tensor]]:
         """Tokens (b, t, l, c) through all layers, and the states that temporal layers leave."""
         b, t, l, _ = x.shape
-        x = x.flatten(0, 1)
-        for layer in self.layers[: self.spatial]:
-            x = layer(x)
-        x = x.view(b, t * l, -1)
-        states: list[Tensor] = []
-        for i, layer in enumerate(self.layers[self.spatial :]):
-            before = None if state is None else (state[1 + 2 * i], state[2 + 2 * i])
-            x, after = layer(x, before)
-            states.extend(after)
-        return self.norm_f(x).view(b, t, l, -1), states
+        x = self.layers.within_frames(x.flatten(0, 1)).view(b, t * l, -1)
+        before = None if state is None else list(zip(state[1::2], state[2::2], strict=True))
+        x, after = self.layers.along_time(x, before)
+        return self.norm_f(x).view(b, t, l, -1), [part for own in after for part in own]
 
 
 def _check_decoder(patch_size: int, widths: Sequence[int]) -> None:

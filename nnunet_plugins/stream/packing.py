@@ -1,17 +1,18 @@
-"""EndoMamba with each layer as one call of the compiled library, its weights laid out once.
+"""EndoMamba with its layers in two calls of the compiled library, their weights laid out once.
 
 Shapes: f frames, b streams, l tokens, c channels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mamba_kernels import BlockWeights, MambaBlock
+from mamba_kernels import BlockWeights, MambaBlock, mamba_blocks
 from mamba_kernels.native.library import missing, multiplies_bfloat16
 from nnunet_plugins.networks.layers.mamba import State
-from nnunet_plugins.networks.layers.rms_mamba import EPS, SpatialLayer, TemporalLayer
+from nnunet_plugins.networks.layers.rms_mamba import EPS, MambaLayers, SpatialLayer, TemporalLayer
 
 MODES = ("float32", "mixed", "bfloat16")
 """Arithmetic that a network can be streamed with: all float32; float32 but for its large products,
@@ -47,60 +48,57 @@ def prepared(network: nn.Module, mode: str, device: torch.device) -> Any:
     return network
 
 
-class PackedLayer(nn.Module):
-    """A layer with a mixer behind RMSNorm and beside a shortcut. Its parameters are shared.
+class PackedLayers(nn.ModuleList):
+    """See `MambaLayers`. The layers are those, with their parameters; they only hold them.
 
     Args:
-        layer: The layer.
-        dtype: Of the factors of its products and of what lies between them.
+        layers: The layers.
+        dtype: Of the factors of their products and of what lies between these.
     """
 
-    def __init__(self, layer: SpatialLayer | TemporalLayer, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.norm, self.mamba = layer.norm, layer.mamba
+    def __init__(self, layers: MambaLayers, dtype: torch.dtype) -> None:
+        super().__init__(layers)
         self.register_load_state_dict_post_hook(_laid_out_anew)
         self.pack(dtype)
 
     def pack(self, dtype: torch.dtype) -> None:
         """Lay the weights out as they are now, for factors of a dtype."""
-        mixer = self.mamba
-        directions = [mixer.direction_weights(name) for name in mixer.directions]
-        weights = BlockWeights(
-            self.norm.weight, mixer.in_proj.weight, directions, mixer.out_proj.weight
-        )
-        self.block = MambaBlock(weights, mixer.directions, EPS, dtype)
+        self.spatial = [_block(layer, dtype) for layer in self if isinstance(layer, SpatialLayer)]
+        self.temporal = [_block(layer, dtype) for layer in self if isinstance(layer, TemporalLayer)]
+        self.dtype = dtype
+
+    def within_frames(self, x: Tensor) -> Tensor:
+        """Tokens of frames through the spatial layers: (f, l, c) -> (f, l, c)."""
+        return mamba_blocks(self.spatial, x.float())[0].to(x.dtype)
+
+    def along_time(self, x: Tensor, states: Sequence[State] | None) -> tuple[Tensor, list[State]]:
+        """The tokens that come next through the temporal layers, of which each has a state.
+
+        (b, l, c) -> (b, l, c), and the states that they leave.
+        """
+        before = None if states is None else [[state] for state in states]
+        y, after = mamba_blocks(self.temporal, x.float(), before, return_states=True)
+        return y.to(x.dtype), [state for (state,) in after]
 
 
-def _laid_out_anew(layer: nn.Module, incompatible_keys: Any) -> None:
-    assert isinstance(layer, PackedLayer)
-    layer.pack(layer.block.dtype)
+def _block(layer: SpatialLayer | TemporalLayer, dtype: torch.dtype) -> MambaBlock:
+    mixer = layer.mamba
+    directions = [mixer.direction_weights(name) for name in mixer.directions]
+    weights = BlockWeights(
+        layer.norm.weight, mixer.in_proj.weight, directions, mixer.out_proj.weight
+    )
+    return MambaBlock(weights, mixer.directions, EPS, dtype)
 
 
-class PackedSpatialLayer(PackedLayer):
-    """See `SpatialLayer`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens of frames: (f, l, c) -> (f, l, c)."""
-        return self.block(x.float())[0].to(x.dtype)
-
-
-class PackedTemporalLayer(PackedLayer):
-    """See `TemporalLayer`."""
-
-    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """The tokens that come next: (b, l, c) -> (b, l, c), and the state that they leave."""
-        before = None if state is None else [state]
-        y, (after,) = self.block(x.float(), before, return_states=True)
-        return y.to(x.dtype), after
-
-
-KINDS = {SpatialLayer: PackedSpatialLayer, TemporalLayer: PackedTemporalLayer}
+def _laid_out_anew(layers: nn.Module, incompatible_keys: Any) -> None:
+    assert isinstance(layers, PackedLayers)
+    layers.pack(layers.dtype)
 
 
 def _pack(network: nn.Module, dtype: torch.dtype) -> None:
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, PackedLayer):
+            if isinstance(child, PackedLayers):
                 child.pack(dtype)
-            elif type(child) in KINDS:
-                setattr(module, name, KINDS[type(child)](child, dtype))
+            elif type(child) is MambaLayers:
+                setattr(module, name, PackedLayers(child, dtype))

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mamba_kernels import BlockWeights, DirectionWeights, MambaBlock, use_backend
+from mamba_kernels import (
+    BlockWeights,
+    DirectionWeights,
+    MambaBlock,
+    mamba_blocks,
+    use_backend,
+)
 from mamba_kernels.mamba_block import cpu_backend
 from mamba_kernels.native import library
 
@@ -64,7 +70,7 @@ def assert_close(got, want, tolerance):
 
 def assert_same_block(block, x, states, tolerance):
     """The library's answer, on the right backend, and that of the definition."""
-    assert cpu_backend.refuses(block, x, states, True) is None
+    assert cpu_backend.refuses([block], x, None, True) is None
     y, after = block(x, states, return_states=True)
     with use_backend("torch"):
         want, wanted = block(x, states, return_states=True)
@@ -106,6 +112,44 @@ def test_factors_of_bfloat16_differ_by_their_rounding(orders):
     exact = MambaBlock(weights(**sizes), orders)(x)[0]
     error = (block(x)[0] - exact).norm() / exact.norm()
     assert 1e-5 < error < 1e-2
+
+
+@pytest.mark.skipif(library.multiplies_bfloat16() != library.TILES, reason="this CPU has no AMX")
+@pytest.mark.parametrize("l", [1, 16, 17, 31, 33, 65, 197])
+def test_tiles_give_what_pairs_give(monkeypatch, l):
+    """To the order of their sums; d and c choose wide, narrow and single columns of tiles."""
+    orders = ["forward", "reverse", permutation(l)]
+    for c, d in ((64, 96), (32, 80), (48, 64)):
+        own, x = weights(c=c, d=d, n=16, r=9, count=3), tokens(2, l, c)
+        y = MambaBlock(own, orders, dtype=torch.bfloat16)(x)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu_backend, "multiplies_bfloat16", lambda: 1)
+            pairs = MambaBlock(own, orders, dtype=torch.bfloat16)(x)[0]
+        assert_close(y, pairs, 1e-2)
+        assert (y - pairs).norm() < 2e-3 * pairs.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_blocks_in_turn_give_what_each_gives(count, dtype):
+    sizes = [{"d": 48, "n": 5}, {"d": 96, "n": 16, "k": 3, "count": 2}, {"d": 32, "r": 2}]
+    orders = [["forward"], ["reverse", permutation(40)], ["forward"]]
+    blocks = [
+        MambaBlock(weights(**own, seed=i), order, dtype=dtype)
+        for i, (own, order) in enumerate(zip(sizes[:count], orders[:count], strict=True))
+    ]
+    x, states = tokens(2, 40, 32), [states_of(block, 2) for block in blocks]
+    for given in (None, states):
+        want, wanted = x, []
+        for i, block in enumerate(blocks):
+            want, after = block(want, given and given[i], return_states=True)
+            wanted.append(after)
+        y, every = mamba_blocks(blocks, x, given, return_states=True)
+        assert torch.equal(y, want)
+        assert mamba_blocks(blocks, x, given)[1] == []
+        for own, other in zip(every, wanted, strict=True):
+            for pair, pair_wanted in zip(own, other, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(pair, pair_wanted, strict=True))
 
 
 @needs_bfloat16
@@ -253,7 +297,7 @@ def test_tokens_and_states_may_lie_anywhere():
 
 def test_sizes_that_the_library_does_not_take_are_computed_by_torch():
     block, x = MambaBlock(weights(c=20, d=30), ["forward"]), tokens(1, 9, 20)
-    assert "multiples of 16" in cpu_backend.refuses(block, x, None, False)
+    assert "multiples of 16" in cpu_backend.refuses([block], x, None, False)
     assert block(x)[0].isfinite().all()
 
 
@@ -281,6 +325,11 @@ def test_bad_input_is_refused_in_one_sentence():
         MambaBlock(weights(), ["forward", "reverse"])
     with pytest.raises(TypeError, match=r"factors of torch\.float16"):
         MambaBlock(weights(), ["forward"], dtype=torch.float16)
+    for blocks, states in (([], None), ([block], []), ([block, block], [[state]])):
+        with pytest.raises(ValueError, match=f"{len(blocks)} blocks came"):
+            mamba_blocks(blocks, x, states)
+    with pytest.raises(ValueError, match=r"expected torch.float32 of \(b, l, 48\)"):
+        mamba_blocks([block, MambaBlock(weights(c=48), ["forward"])], x)
     own = weights()
     with pytest.raises(ValueError, match="out_proj has shape"):
         MambaBlock(BlockWeights(own.norm, own.in_proj, own.directions, own.in_proj), ["forward"])

@@ -1,7 +1,6 @@
 // The exported functions: choose the instruction set and spread tasks over threads.
 
-#include "kernels.h"
-#include "threads.h"
+#include "pass.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -119,6 +118,7 @@ enum Result : int64_t { DONE = 0, NO_MEMORY = 1, NO_PERMUTATION = 2 };
 MK_EXPORT int64_t mk_scan_size() { return sizeof(MkScan); }
 MK_EXPORT int64_t mk_inner_size() { return sizeof(MkInner); }
 MK_EXPORT int64_t mk_block_size() { return sizeof(MkBlock); }
+MK_EXPORT int64_t mk_pass_size() { return sizeof(MkPass); }
 MK_EXPORT int64_t mk_conv_size() { return sizeof(MkConv); }
 
 // Name of instruction set i, best first: empty where this machine lacks it, null where there is none.
@@ -170,23 +170,38 @@ MK_EXPORT int64_t mk_multi_backward(const MkScan *p, int64_t count, int64_t isa,
     return mk::run(scan_tasks(*p), threads, k.multi_backward_scratch(*p), task) ? DONE : NO_MEMORY;
 }
 
-// A Mamba block: its directions are of one size and cut into the same slabs.
-MK_EXPORT int64_t mk_block_forward(const MkBlock *p, int64_t isa, int64_t threads) {
-    const MkKernels &k = *ISAS[isa].kernels;
-    const MkInner *d = p->directions;
-    if (!are_permutations(d, p->count)) return NO_PERMUTATION;
-    int64_t chunks = (d->tokens + MK_CHUNK - 1) / MK_CHUNK, slabs = (d->channels + d->slab - 1) / d->slab;
-    auto norm = [&](int64_t i, char *) { k.norm_rows(*p, i); };
-    auto in = [&](int64_t i, char *) { k.multiply_in(*p, i); };
-    auto chunk = [&](int64_t i, char *) { k.inner_chunk(d[i / chunks / d->batch], i / chunks % d->batch, i % chunks); };
-    auto slab = [&](int64_t i, char *scratch) { k.inner_slab(d, p->count, i, scratch); };
-    auto out = [&](int64_t i, char *) { k.multiply_out(*p, i); };
-    bool done = mk::run(k.norm_tasks(*p), threads, 0, norm) &&
-                mk::run(k.product_in_tasks(*p), threads, 0, in) &&
-                mk::run(p->count * d->batch * chunks, threads, 0, chunk) &&
-                mk::run(d->batch * slabs, threads, k.inner_scratch(d, p->count), slab) &&
-                mk::run(k.product_out_tasks(*p), threads, 0, out);
-    return done ? DONE : NO_MEMORY;
+// Mamba blocks, the directions of each of one size. Between blocks tokens lie in `out` and in `between` by turns.
+MK_EXPORT int64_t mk_blocks_forward(const MkPass *pass, int64_t isa, int64_t threads) {
+    MkInner directions[MK_DIRECTIONS];
+    uintptr_t most = 0;
+    for (int64_t i = 0; i < pass->count; i++) {
+        Memory counted{0};
+        in_pass(*pass, *pass->blocks[i], directions, counted);
+        if (counted.next > most) most = counted.next;
+    }
+    int64_t tokens = 4 * pass->batch * pass->tokens * pass->blocks[0]->channels;
+    char *memory = (char *)malloc(most + tokens + 128);
+    if (!memory) return NO_MEMORY;
+    Memory scratch{((uintptr_t)memory + 63) / 64 * 64};
+    float *between;
+    scratch.take(between, tokens);
+    const float *from = pass->x, *const *before = pass->before;
+    float *const *after = pass->after;
+    Result result = DONE;
+    for (int64_t i = 0; i < pass->count && result == DONE; i++) {
+        Memory features = scratch;
+        MkBlock p = in_pass(*pass, *pass->blocks[i], directions, features);
+        p.x = from;
+        from = p.out = (pass->count - i) % 2 ? pass->out : between;
+        for (int64_t j = 0; j < p.count; j++) {
+            if (before) directions[j].conv_state = *before++, directions[j].state = *before++;
+            if (after) directions[j].next_conv_state = *after++, directions[j].next_state = *after++;
+        }
+        if (!are_permutations(directions, p.count)) result = NO_PERMUTATION;
+        else if (!run_block(p, *ISAS[isa].kernels, threads)) result = NO_MEMORY;
+    }
+    free(memory);
+    return result;
 }
 
 // One token; `last` is the state before it and after.

@@ -77,7 +77,8 @@ struct MkConv {
     MkArray grad_bias;    // out, to be summed over b: (b, d)
 };
 
-// A direction of a Mamba block from its convolution to its gate, with d a multiple of MK_BLOCK.
+// A direction of a Mamba block from its convolution to its gate, with d a multiple of MK_BLOCK. What depends on the
+// tokens is filled in by mk_blocks_forward.
 struct MkInner {
     int64_t batch, channels, tokens, states, rank, taps;
     int64_t slab, reverse;
@@ -97,7 +98,8 @@ struct MkInner {
     float *low, *weights; // scratch: as in MkScan, and what x_proj gives, (b, l, columns)
 };
 
-// A Mamba block behind its norm and beside its shortcut: c outer and d inner channels, multiples of MK_BLOCK.
+// A Mamba block behind its norm and beside its shortcut: c outer and d inner channels, multiples of MK_BLOCK. What
+// depends on the tokens is filled in by mk_blocks_forward.
 struct MkBlock {
     int64_t rows; // b * l
     int64_t channels, inner;
@@ -109,4 +111,15 @@ struct MkBlock {
     void *normed, *xz, *y;          // scratch: (b l, c), (b l, 2 d) and (b l, d)
     int64_t count;
     const MkInner *directions;
+};
+
+// Tokens that go through blocks of as many outer channels, one after another.
+struct MkPass {
+    int64_t batch, tokens, slab;
+    const float *x;             // (b, l, c)
+    float *out;                 // out, (b, l, c)
+    const float *const *before; // conv_state and state of each direction of each block, or null
+    float *const *after;        // out, next_conv_state and next_state of each, or null
+    int64_t count;
+    const MkBlock *const *blocks;
 };

@@ -5,6 +5,8 @@ Source: Tian et al., "EndoMamba", 2025; Gu & Dao, "Mamba", 2023, arXiv:2312.0075
 Shapes: b batch, f frames of all clips, l tokens, c channels.
 """
 
+from collections.abc import Sequence
+
 from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
@@ -53,3 +55,26 @@ class TemporalLayer(nn.Module):
         """The tokens that come next: (b, l, c) -> (b, l, c), and the state that they leave."""
         y, state = self.mamba.step(self.norm(x), state)
         return x + self.drop_path(y), state
+
+
+class MambaLayers(nn.ModuleList):
+    """Layers of both kinds: tokens go through the spatial ones, then through the temporal ones."""
+
+    def within_frames(self, x: Tensor) -> Tensor:
+        """Tokens of frames through the spatial layers: (f, l, c) -> (f, l, c)."""
+        for layer in self:
+            if isinstance(layer, SpatialLayer):
+                x = layer(x)
+        return x
+
+    def along_time(self, x: Tensor, states: Sequence[State] | None) -> tuple[Tensor, list[State]]:
+        """The tokens that come next through the temporal layers, of which each has a state.
+
+        (b, l, c) -> (b, l, c), and the states that they leave.
+        """
+        every: list[State] = []
+        for layer in self:
+            if isinstance(layer, TemporalLayer):
+                x, after = layer(x, None if states is None else states[len(every)])
+                every.append(after)
+        return x, every

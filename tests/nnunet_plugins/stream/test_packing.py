@@ -11,7 +11,7 @@ import torch
 from mamba_kernels.native.library import missing, multiplies_bfloat16
 from nnunet_plugins.networks import EndoMamba
 from nnunet_plugins.stream import packing
-from nnunet_plugins.stream.packing import PackedLayer, prepared
+from nnunet_plugins.stream.packing import PackedLayers, prepared
 from nnunet_plugins.streaming import StreamingSession
 from tests.nnunet_plugins.stream.conftest import ROOT
 
@@ -32,9 +32,9 @@ def build() -> EndoMamba:
 def test_answers_differ_by_rounding_alone(mode):
     clip, exact = torch.rand(1, 3, 4, 32, 48), StreamingSession(build())
     session = StreamingSession(prepared(build(), mode, CPU))
-    packed = [m for m in session.model.modules() if isinstance(m, PackedLayer)]
+    packed = [m for m in session.model.modules() if isinstance(m, PackedLayers)]
     assert len(packed) == (
-        4 if missing() is None and (mode == "float32" or "mixed" in LIMITS) else 0
+        1 if missing() is None and (mode == "float32" or "mixed" in LIMITS) else 0
     )
     for frame in clip.unbind(2):
         ours, wanted = session.step(frame).float(), exact.step(frame)
@@ -87,7 +87,7 @@ def test_mixed_is_refused_where_it_cannot_be_done(monkeypatch):
 def test_bfloat16_streams_on_a_cpu_too_old_to_pack_it(monkeypatch):
     monkeypatch.setattr(packing, "multiplies_bfloat16", lambda: False)
     network = prepared(build(), "bfloat16", CPU)
-    assert not any(isinstance(m, PackedLayer) for m in network.modules())
+    assert not any(isinstance(m, PackedLayers) for m in network.modules())
     assert StreamingSession(network).step(torch.rand(1, 3, 32, 48)).isfinite().all()
 
 
