@@ -36,7 +36,7 @@ DIRECTIONS, PANEL = 8, 64  # MK_DIRECTIONS, MK_PANEL
 
 
 class Packed:
-    """Weights as the library wants them, and its structures of them.
+    """Weights as the library wants them, and its structures, which point to them.
 
     Args:
         weights: Of the block, float32 on a CPU.

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="such as cpu or cuda:0; the GPU if there is one")
     parser.add_argument(
         "--dtype", default="float32", choices=MODES,
-        help="mixed: large products in bfloat16, which CPUs with AVX512_BF16 do twice as fast",
+        help="mixed: large products in bfloat16, which CPUs with AMX or AVX512_BF16 do faster",
     )  # fmt: skip
     parser.add_argument(
         "--compile", action="store_true",

@@ -131,11 +131,11 @@ MK_EXPORT const char *mk_isa(int64_t i) {
 MK_EXPORT int64_t mk_bfloat16(int64_t i) {
 #if defined(__x86_64__)
     unsigned a, b, c, d;
-    if (i != 0 || !ISAS[i].works() || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return MK_NOT;
-    if (!(a >> 5 & 1)) return MK_NOT; // AVX512_BF16
+    if (i != 0 || !ISAS[i].works() || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return MK_NONE;
+    if (!(a >> 5 & 1)) return MK_NONE; // AVX512_BF16
     return has_tiles() ? MK_TILES : MK_PAIRS;
 #else
-    return MK_NOT;
+    return MK_NONE;
 #endif
 }
 

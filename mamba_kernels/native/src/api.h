@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 // How bfloat16 is multiplied: not at all, in pairs by AVX512_BF16, or in tiles by AMX.
-enum MkBfloat16 : int64_t { MK_NOT = 0, MK_PAIRS = 1, MK_TILES = 2 };
+enum MkBfloat16 : int64_t { MK_NONE = 0, MK_PAIRS = 1, MK_TILES = 2 };
 enum MkDtype : int64_t { MK_FLOAT32 = 0, MK_BFLOAT16 = 1, MK_FLOAT16 = 2 };
 
 struct MkArray {
