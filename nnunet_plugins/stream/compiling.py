@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_plugins.stream.packing import PackedLayers
+from nnunet_plugins.stream.packing import PackedLayer
 from nnunet_plugins.streaming import StreamingSession
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,7 +39,7 @@ def compiled(network: nn.Module, mode: str, device: torch.device, backend: str =
         raise ValueError(
             f"a network is compiled in {' or '.join(DTYPES)}, not in {mode!r}; use one of these"
         )
-    if any(isinstance(part, PackedLayers) for part in network.modules()):
+    if any(isinstance(layer, PackedLayer) for layer in network.modules()):
         raise ValueError("the network is packed for a CPU already; compile one as it was built")
     network = network.eval().to(device, DTYPES[mode])
     network.step = CompiledStep(network, backend, replayed=device.type == "cuda")

@@ -48,28 +48,42 @@ def prepared(network: nn.Module, mode: str, device: torch.device) -> Any:
     return network
 
 
-class PackedLayers(nn.ModuleList):
-    """See `MambaLayers`. The layers are those, with their parameters; they only hold them.
+class PackedLayer(nn.Module):
+    """A layer's weights as they are and laid out. It is computed together with others.
 
     Args:
-        layers: The layers.
-        dtype: Of the factors of their products and of what lies between these.
+        layer: The layer, with which parameters are shared.
+        dtype: Of the factors of its products and of what lies between them.
     """
 
-    def __init__(self, layers: MambaLayers, dtype: torch.dtype) -> None:
-        super().__init__(layers)
+    def __init__(self, layer: SpatialLayer | TemporalLayer, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.norm, self.mamba = layer.norm, layer.mamba
+        self.temporal = isinstance(layer, TemporalLayer)
         self.register_load_state_dict_post_hook(_laid_out_anew)
         self.pack(dtype)
 
     def pack(self, dtype: torch.dtype) -> None:
         """Lay the weights out as they are now, for factors of a dtype."""
-        self.spatial = [_block(layer, dtype) for layer in self if isinstance(layer, SpatialLayer)]
-        self.temporal = [_block(layer, dtype) for layer in self if isinstance(layer, TemporalLayer)]
-        self.dtype = dtype
+        mixer = self.mamba
+        directions = [mixer.direction_weights(name) for name in mixer.directions]
+        weights = BlockWeights(
+            self.norm.weight, mixer.in_proj.weight, directions, mixer.out_proj.weight
+        )
+        self.block = MambaBlock(weights, mixer.directions, EPS, dtype)
+
+
+def _laid_out_anew(layer: nn.Module, incompatible_keys: Any) -> None:
+    assert isinstance(layer, PackedLayer)
+    layer.pack(layer.block.dtype)
+
+
+class PackedLayers(nn.ModuleList):
+    """See `MambaLayers`: those of a kind in one call."""
 
     def within_frames(self, x: Tensor) -> Tensor:
         """Tokens of frames through the spatial layers: (f, l, c) -> (f, l, c)."""
-        return mamba_blocks(self.spatial, x.float())[0].to(x.dtype)
+        return mamba_blocks(self._blocks(temporal=False), x.float())[0].to(x.dtype)
 
     def along_time(self, x: Tensor, states: Sequence[State] | None) -> tuple[Tensor, list[State]]:
         """The tokens that come next through the temporal layers, of which each has a state.
@@ -77,28 +91,18 @@ class PackedLayers(nn.ModuleList):
         (b, l, c) -> (b, l, c), and the states that they leave.
         """
         before = None if states is None else [[state] for state in states]
-        y, after = mamba_blocks(self.temporal, x.float(), before, return_states=True)
+        blocks = self._blocks(temporal=True)
+        y, after = mamba_blocks(blocks, x.float(), before, return_states=True)
         return y.to(x.dtype), [state for (state,) in after]
 
-
-def _block(layer: SpatialLayer | TemporalLayer, dtype: torch.dtype) -> MambaBlock:
-    mixer = layer.mamba
-    directions = [mixer.direction_weights(name) for name in mixer.directions]
-    weights = BlockWeights(
-        layer.norm.weight, mixer.in_proj.weight, directions, mixer.out_proj.weight
-    )
-    return MambaBlock(weights, mixer.directions, EPS, dtype)
-
-
-def _laid_out_anew(layers: nn.Module, incompatible_keys: Any) -> None:
-    assert isinstance(layers, PackedLayers)
-    layers.pack(layers.dtype)
+    def _blocks(self, temporal: bool) -> list[MambaBlock]:
+        return [layer.block for layer in self if layer.temporal == temporal]
 
 
 def _pack(network: nn.Module, dtype: torch.dtype) -> None:
     for module in list(network.modules()):
+        if isinstance(module, PackedLayer):
+            module.pack(dtype)
         for name, child in list(module.named_children()):
-            if isinstance(child, PackedLayers):
-                child.pack(dtype)
-            elif type(child) is MambaLayers:
-                setattr(module, name, PackedLayers(child, dtype))
+            if type(child) is MambaLayers:
+                setattr(module, name, PackedLayers(PackedLayer(layer, dtype) for layer in child))

@@ -71,10 +71,18 @@ class MambaLayers(nn.ModuleList):
         """The tokens that come next through the temporal layers, of which each has a state.
 
         (b, l, c) -> (b, l, c), and the states that they leave.
+
+        Raises:
+            ValueError: If there are states for more or fewer layers.
         """
-        every: list[State] = []
-        for layer in self:
-            if isinstance(layer, TemporalLayer):
-                x, after = layer(x, None if states is None else states[len(every)])
-                every.append(after)
+        layers = [layer for layer in self if isinstance(layer, TemporalLayer)]
+        if states is not None and len(states) != len(layers):
+            raise ValueError(
+                f"states of {len(states)} layers came for {len(layers)} temporal layers; give the "
+                "state that this network has left, or None"
+            )
+        every = []
+        for i, layer in enumerate(layers):
+            x, after = layer(x, None if states is None else states[i])
+            every.append(after)
         return x, every

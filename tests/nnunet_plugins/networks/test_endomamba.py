@@ -238,6 +238,14 @@ def test_a_step_is_exported_with_its_state():
             torch.testing.assert_close(ours, wanted)
 
 
+@pytest.mark.parametrize("layers", [0, 1, 4])
+def test_states_of_other_layers_are_refused(layers):
+    network = small("phase")
+    index, *parts = network.initial_state(1)
+    with pytest.raises(ValueError, match=f"states of {layers} layers came for 2 temporal layers"):
+        network.step(torch.randn(1, 3, 1, 32, 24), (index, *(2 * parts)[: 2 * layers]))
+
+
 def released(network: EndoMamba) -> dict[str, torch.Tensor]:
     """Its weights under the authors' names."""
     names = {"encoder.": "", ".mamba.": ".mixer.", "patch_embed.": "patch_embed.proj."}

@@ -11,7 +11,7 @@ import torch
 from mamba_kernels.native.library import missing, multiplies_bfloat16
 from nnunet_plugins.networks import EndoMamba
 from nnunet_plugins.stream import packing
-from nnunet_plugins.stream.packing import PackedLayers, prepared
+from nnunet_plugins.stream.packing import PackedLayer, prepared
 from nnunet_plugins.streaming import StreamingSession
 from tests.nnunet_plugins.stream.conftest import ROOT
 
@@ -32,9 +32,9 @@ def build() -> EndoMamba:
 def test_answers_differ_by_rounding_alone(mode):
     clip, exact = torch.rand(1, 3, 4, 32, 48), StreamingSession(build())
     session = StreamingSession(prepared(build(), mode, CPU))
-    packed = [m for m in session.model.modules() if isinstance(m, PackedLayers)]
+    packed = [m for m in session.model.modules() if isinstance(m, PackedLayer)]
     assert len(packed) == (
-        1 if missing() is None and (mode == "float32" or "mixed" in LIMITS) else 0
+        4 if missing() is None and (mode == "float32" or "mixed" in LIMITS) else 0
     )
     for frame in clip.unbind(2):
         ours, wanted = session.step(frame).float(), exact.step(frame)
@@ -56,9 +56,15 @@ def test_weights_loaded_into_a_packed_network_are_its_own():
     other = EndoMamba(3, 4, head="phase", **SIZES).eval()
     packed = prepared(build(), "float32", CPU)
     packed.load_state_dict(other.state_dict())
+    one_by_one = prepared(build(), "float32", CPU)
+    for own, its in zip(one_by_one.encoder.layers, other.encoder.layers, strict=True):
+        own.load_state_dict(its.state_dict())
+    with torch.no_grad():
+        for name, weight in one_by_one.named_parameters():
+            weight.copy_(other.get_parameter(name))
     frame = torch.rand(1, 3, 32, 48)
     want = StreamingSession(other).step(frame)
-    for network in (packed, copy.deepcopy(packed)):
+    for network in (packed, copy.deepcopy(packed), one_by_one):
         torch.testing.assert_close(
             StreamingSession(network).step(frame), want, rtol=1e-4, atol=1e-5
         )
@@ -87,7 +93,7 @@ def test_mixed_is_refused_where_it_cannot_be_done(monkeypatch):
 def test_bfloat16_streams_on_a_cpu_too_old_to_pack_it(monkeypatch):
     monkeypatch.setattr(packing, "multiplies_bfloat16", lambda: False)
     network = prepared(build(), "bfloat16", CPU)
-    assert not any(isinstance(m, PackedLayers) for m in network.modules())
+    assert not any(isinstance(m, PackedLayer) for m in network.modules())
     assert StreamingSession(network).step(torch.rand(1, 3, 32, 48)).isfinite().all()
 
 
