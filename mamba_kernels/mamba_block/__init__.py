@@ -16,7 +16,7 @@ from torch import Tensor
 from mamba_kernels.checks import check_operands, check_rank, checked_order
 from mamba_kernels.dispatch import Backend, choose, without_autocast
 from mamba_kernels.mamba_block import cpu_backend, reference
-from mamba_kernels.mamba_block.weights import BlockWeights, DirectionWeights, State
+from mamba_kernels.mamba_block.weights import BlockWeights, DirectionWeights, State, States
 from mamba_kernels.native.library import missing
 from mamba_kernels.selective_scan.multi import Order
 
@@ -30,7 +30,7 @@ class Blocks(Protocol):
         self,
         blocks: Sequence[MambaBlock],
         x: Tensor,
-        states: Sequence[Sequence[State]] | None,
+        states: States | None,
         return_states: bool,
     ) -> tuple[Tensor, list[list[State]]]: ...
 
@@ -45,8 +45,8 @@ BACKENDS: dict[str, Backend[Blocks]] = {  # best first
 class MambaBlock:
     """Tokens plus what Mamba, in one or several directions, makes of their RMSNorm.
 
-    For inference: weights are laid out once, and a change of them is not seen later; there are no
-    gradients, and torch.compile and exporters cannot look inside. By the compiled library a
+    For inference: weights are laid out once, and only a copy sees a later change of them; there
+    are no gradients, and torch.compile and exporters cannot look inside. By the compiled library a
     sequence that is mixed forward gives in parts what it gives in one, bit by bit.
 
     Args:
@@ -144,7 +144,7 @@ class MambaBlock:
 def mamba_blocks(
     blocks: Sequence[MambaBlock],
     x: Tensor,
-    states: Sequence[Sequence[State]] | None = None,
+    states: States | None = None,
     return_states: bool = False,
 ) -> tuple[Tensor, list[list[State]]]:
     """Mix tokens along the sequence by one block after another, on CPUs in one call of the library.

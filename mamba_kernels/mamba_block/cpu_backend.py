@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mamba_kernels.causal_conv1d.cpu_backend import MOST_TAPS
-from mamba_kernels.mamba_block.weights import BlockWeights, DirectionWeights, State
+from mamba_kernels.mamba_block.weights import BlockWeights, DirectionWeights, State, States
 from mamba_kernels.native.library import (
     BLOCK,
     DTYPES,
@@ -111,10 +111,7 @@ def packed(
 
 
 def refuses(
-    blocks: Sequence[MambaBlock],
-    x: Tensor,
-    states: Sequence[Sequence[State]] | None,
-    return_states: bool,
+    blocks: Sequence[MambaBlock], x: Tensor, states: States | None, return_states: bool
 ) -> str | None:
     """What of these the library cannot take, or None."""
     if any(block.packed is None for block in blocks):
@@ -130,10 +127,7 @@ def refuses(
 
 
 def mamba_blocks(
-    blocks: Sequence[MambaBlock],
-    x: Tensor,
-    states: Sequence[Sequence[State]] | None,
-    return_states: bool,
+    blocks: Sequence[MambaBlock], x: Tensor, states: States | None, return_states: bool
 ) -> tuple[Tensor, list[list[State]]]:
     """See the operator of this name."""
     (b, l, c), x = x.shape, x.contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mamba_kernels.causal_conv1d import causal_conv1d
-from mamba_kernels.mamba_block.weights import State
+from mamba_kernels.mamba_block.weights import State, States
 from mamba_kernels.selective_scan import selective_scan_multi
 
 if TYPE_CHECKING:
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 
 def mamba_blocks(
-    blocks: Sequence[MambaBlock],
-    x: Tensor,
-    states: Sequence[Sequence[State]] | None,
-    return_states: bool,
+    blocks: Sequence[MambaBlock], x: Tensor, states: States | None, return_states: bool
 ) -> tuple[Tensor, list[list[State]]]:
     """See the operator of this name."""
     every = []

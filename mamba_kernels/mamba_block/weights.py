@@ -5,6 +5,7 @@ Shapes: c outer and d inner channels, n states per channel, r rank of the step s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from torch import Tensor
@@ -13,6 +14,8 @@ from mamba_kernels.checks import check_operands, check_rank
 
 State = tuple[Tensor, Tensor]
 """Last inputs of a convolution, (b, d, k - 1), and state of a scan, (b, d, n)."""
+States = Sequence[Sequence[State]]
+"""For each block, of each direction."""
 
 
 @dataclass(frozen=True)
