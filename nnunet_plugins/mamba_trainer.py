@@ -16,7 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from nnunet_plugins.optimization import WarmupPolyLR, cpu_has_bfloat16, decay_groups
+from nnunet_plugins.optimization import WarmupPolyLR, cpu_trains_in_bfloat16, decay_groups
 
 SHORT_EPOCHS: dict[str, float] = {
     "num_epochs": 50,
@@ -217,7 +217,7 @@ class MambaTrainer(nnUNetTrainer):
         """Mixed precision for training: float16 on CUDA as nnU-Net has it, bfloat16 on CPUs."""
         if self.device.type == "cuda":
             return torch.autocast("cuda")
-        if self.device.type == "cpu" and cpu_has_bfloat16():
+        if self.device.type == "cpu" and cpu_trains_in_bfloat16():
             return torch.autocast("cpu", torch.bfloat16)
         return contextlib.nullcontext()
 

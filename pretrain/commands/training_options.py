@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nnunet_plugins.optimization import cpu_has_bfloat16
+from nnunet_plugins.optimization import cpu_trains_in_bfloat16
 from pretrain.settings import CHOICES, Settings
 
 
@@ -49,4 +49,4 @@ def _has_bfloat16(device: str) -> bool:
     """Whether what will be trained on computes in bfloat16 without loss of speed."""
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return cpu_has_bfloat16()
+    return cpu_trains_in_bfloat16()

@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from nnunet_plugins.networks import HyMamba
-from nnunet_plugins.optimization import WarmupPolyLR, decay_groups
+from nnunet_plugins.optimization import WarmupPolyLR, cpu_trains_in_bfloat16, decay_groups
 
 
 def test_norms_biases_decay_rates_and_skips_do_not_decay():
@@ -29,3 +30,13 @@ def test_the_rate_rises_peaks_falls_and_depends_on_the_epoch_alone():
     assert min(rates) > 0
     schedule.step(7)
     assert optimizer.param_groups[0]["lr"] == rates[7]
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [({}, False), ({"avx512_bf16": True}, True), ({"avx512_bf16": True, "amx_bf16": True}, False)],
+    ids=["old", "pairs", "amx"],
+)
+def test_training_in_bfloat16_is_for_cpus_that_do_it_right(monkeypatch, flags, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    assert cpu_trains_in_bfloat16() is wanted
