@@ -19,8 +19,8 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict]:
 def cpu_trains_in_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware, where it halves the time of a step.
 
-    Not with AMX: there torch 2.13's convolutions of 16 channels in bfloat16 write beyond their
-    memory when rows are long (Conv3d(1, 16, 3) on 8 x 256 x 224), and the process crashes.
+    Not with AMX: there the backward pass of torch 2.13's 3D convolutions to 16 channels writes
+    beyond its memory (Conv3d(1, 16, 3) on 2 x 1 x 8 x 256 x 224), and the process crashes.
     """
     query = getattr(torch.cpu, "get_capabilities", dict)  # since torch 2.10
     return query().get("avx512_bf16", False) and not query().get("amx_bf16", False)
