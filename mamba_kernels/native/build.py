@@ -27,8 +27,10 @@ SOURCES = HERE / "src"
 ISAS = {
     "x86_64": {
         "sse2": ["-mcpu=x86_64", "-Os"],  # as fast as with -O3, and much smaller
-        "avx2": ["-mcpu=x86_64_v3"],
-        "avx512": ["-mcpu=x86_64_v4", "-mprefer-vector-width=512"],  # v4 alone stays at 256 bits
+        "avx2": ["-mcpu=x86_64_v3", "-mprfchw"],
+        "avx512": [  # v4 alone stays at 256 bits
+            *("-mcpu=x86_64_v4", "-mprfchw", "-mprefer-vector-width=512"),
+        ],
     },
     "aarch64": {"neon": ["-mcpu=baseline"]},
 }
@@ -67,7 +69,8 @@ COMPILE = [
     "-Werror=global-constructors",  # nothing would call them on Windows: see LINK
 ]
 LINK = {
-    SO: ["-nostdlib++", f"-Wl,-soname,{SO}", "-Wl,-z,defs"],
+    # Without what nothing refers to: most of the compiler's runtime library, which zig links.
+    SO: ["-nostdlib++", f"-Wl,-soname,{SO}", "-Wl,-z,defs", "-Wl,--gc-sections"],
     DYLIB: ["-nostdlib++", f"-Wl,-install_name,@rpath/{DYLIB}"],
     # Without mingw's C runtime, which zig would compile first: a minute, for malloc and threads.
     DLL: [

@@ -11,7 +11,7 @@
 
 #pragma once
 
-#include "tile.h"
+#include "fetch.h"
 
 namespace {
 
@@ -107,7 +107,9 @@ void convolve_tile(const MkConv &p, const Strip &strip, int block, const Span &s
     Floats x[MK_CHUNK];
     load_tile(from, span, x);
     Filter<K> filter = line;
+    Fetches<1, 1> fetches{{Lines(from, span)}, {Lines(to, span)}};
     for (int t = 0; t < span.count; t++) {
+        fetches.fetch(t);
         Floats y = filter.sum(x[t]);
         filter.move_on(x[t]);
         x[t] = p.silu ? y * sigmoid(y) : y;
@@ -166,8 +168,10 @@ struct Adjoint {
     }
 
     // From the gradients of a chunk's outputs to those of its sums, and add up those of the taps.
-    [[gnu::always_inline]] void through_sums(bool silu, int count, const Floats *x, Floats *grad) {
+    [[gnu::always_inline]] void through_sums(bool silu, int count, const Floats *x, Floats *grad,
+                                             const Fetches<2, 1> &fetches) {
         for (int t = 0; t < count; t++) {
+            fetches.fetch(t);
             if (silu) {
                 Floats y = filter.sum(x[t]), s = sigmoid(y);
                 grad[t] *= s * (1.0f + y * (1.0f - s));
@@ -216,7 +220,9 @@ void convolve_back(const MkConv &p, int64_t task, char *memory) {
             } else {
                 adjoint.filter.begin(p, strip, block);
             }
-            adjoint.through_sums(p.silu, span.count, x, grad);
+            auto lines = [&](const MkArray &x, const Span &span) { return Lines(strip.rows(x, block), span); };
+            Fetches<2, 1> fetches{{lines(p.grad_y, span), lines(p.x, before)}, {lines(p.grad_x, span)}};
+            adjoint.through_sums(p.silu, span.count, x, grad, fetches);
             adjoint.through_taps(span.count, grad);
             adjoints[block] = adjoint;
             store_tile(strip.rows(p.grad_x, block), span, grad);

@@ -13,7 +13,7 @@ namespace {
 void exp_of(const float *from, float *to, int64_t count) {
     for (int64_t i = 0; i + 4 * LANES <= count; i += 4 * LANES) {
         for (int j = 0; j < 4; j++) {
-            store(to + i + j * LANES, power_in_range(load<Floats>(from + i + j * LANES) * POWERS));
+            store(to + i + j * LANES, power_in_range(load<Floats>(from + i + j * LANES), all(POWERS)));
         }
     }
 }

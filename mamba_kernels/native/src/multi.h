@@ -43,6 +43,8 @@ struct Copies {
     void copy(const MkArray &from, const MkArray &to, bool adds) const {
         for_tiles([&](const Span &span, int block) {
             Floats x[MK_CHUNK];
+            Fetches<1, 1> fetches{{Lines(slab.rows(from, block), span)}, {Lines(slab.rows(to, block), span)}};
+            fetches.fetch_all();
             load_tile(slab.rows(from, block), span, x);
             if (adds) add_tile(slab.rows(to, block), span, x);
             store_tile(slab.rows(to, block), span, x);
@@ -93,6 +95,8 @@ void multi_forward_slab(const MkScan *directions, int64_t count, int64_t task, c
     }
     sums.for_tiles([&](const Span &span, int block) {
         Floats y[MK_CHUNK];
+        Fetches<1, 1> fetches{{Lines(slab.rows(first.z, block), span)}, {Lines(slab.rows(first.y, block), span)}};
+        fetches.fetch_all();
         load_tile(slab.rows(total, block), span, y);
         if (first.z.data) pass_gate(slab.rows(first.z, block), span, y);
         store_tile(slab.rows(first.y, block), span, y);

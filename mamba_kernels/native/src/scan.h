@@ -14,10 +14,10 @@
 
 namespace {
 
-// Advance K states over a chunk and add what they give to y.
+// Advance K states over a chunk and add what they give to y. `fetches`: what is fetched meanwhile, or null.
 template <bool IN_RANGE, int K>
 MK_INLINE void advance(Count<K>, const Tile &x, const Floats *rate, const float *B, const float *C, int stride,
-                       int count, Floats *state, Floats *y) {
+                       int count, Floats *state, Floats *y, const Fetches<5, 2> *fetches) {
     Floats h[K];
     for (int n = 0; n < K; n++) h[n] = state[n];
     for (int t = 0; t < count; t++) {
@@ -25,9 +25,11 @@ MK_INLINE void advance(Count<K>, const Tile &x, const Floats *rate, const float 
 #pragma clang loop unroll(full)
         for (int n = 0; n < K; n++) {
             Floats driven = drive * B[t * stride + n];
-            h[n] = h[n] * decay_of<IN_RANGE>(dt * rate[n]) + driven;
+            h[n] = h[n] * decay_of<IN_RANGE>(dt, rate[n]) + driven;
             sum = h[n] * C[t * stride + n] + sum;
+            in_turn(sum, dt);
         }
+        if (fetches) fetches->fetch(t);
         y[t] = sum;
     }
     for (int n = 0; n < K; n++) state[n] = h[n];
@@ -55,17 +57,26 @@ void forward_slab(const MkScan &p, int64_t task, char *memory) {
         for (int block = 0; block < slab.blocks; block++) {
             Floats *h = state + block * states;
             const Floats *rate = rates.rate + block * states;
+            Lines kept;
             if (p.checkpoints) {
                 int64_t step;
                 float *to = slab.kept(p, chunk, block, &step);
                 for (int n = 0; n < states; n++) store(to + n * step, h[n]);
+                kept = Lines(to + states * step, step);
             }
             Tile x(p, slab, span, block, rates.most[block]);
+            auto lines = [&](const MkArray &x) { return Lines(slab.rows(x, block), span); };
+            auto weights = [&](const MkArray &x) { return Lines(weight_rows(x, slab, 0), span); };
+            Fetches<5, 2> fetches{
+                {lines(p.u), lines(p.delta), lines(p.z), weights(p.B), weights(p.C)},
+                {lines(p.y), kept},
+            };
             Floats y[MK_CHUNK];
             for (int t = 0; t < span.count; t++) y[t] = x.skip * x.u[t];
             in_ranges<FORWARD_STATES>(states, [&](auto k, int n) __attribute__((always_inline)) {
-                if (x.in_range) advance<true>(k, x, rate + n, B + n, C + n, stride, span.count, h + n, y);
-                else advance<false>(k, x, rate + n, B + n, C + n, stride, span.count, h + n, y);
+                auto *now = n == 0 && begins_lines(block) ? &fetches : nullptr;
+                if (x.in_range) advance<true>(k, x, rate + n, B + n, C + n, stride, span.count, h + n, y, now);
+                else advance<false>(k, x, rate + n, B + n, C + n, stride, span.count, h + n, y, now);
             });
             if (p.residual.data) {
                 Floats more[MK_CHUNK];

@@ -25,11 +25,12 @@ struct Back {
 // Recompute K states over a chunk from those at its start, then go back through them.
 //
 // adjoint: gradients of the states after the chunk in, before it out. grad_B, grad_C: sums over
-// the channels of a slab, a vector for each (t, n) that is summed over its lanes at the end.
+// the channels of a slab, a vector for each (t, n) that is summed over its lanes at the end. `fetches`: what is
+// fetched meanwhile, or null.
 template <bool IN_RANGE, int K>
 MK_INLINE void retreat(Count<K>, const Tile &x, const Floats *rate, const float *B, const float *C, int stride,
                        int count, const float *start, int64_t step, Kept<K> &kept, Floats *adjoint, Back &back,
-                       Floats *grad_rate, Floats *grad_B, Floats *grad_C) {
+                       Floats *grad_rate, Floats *grad_B, Floats *grad_C, const Fetches<7, 3> *fetches) {
     Floats h[K];
     for (int n = 0; n < K; n++) kept.state[0][n] = h[n] = load<Floats>(start + n * step);
     for (int t = 0; t < count; t++) {
@@ -37,12 +38,14 @@ MK_INLINE void retreat(Count<K>, const Tile &x, const Floats *rate, const float 
 #pragma clang loop unroll(full)
         for (int n = 0; n < K; n++) {
             Floats driven = drive * B[t * stride + n];
-            Floats decay = decay_of<IN_RANGE>(dt * rate[n]);
+            Floats decay = decay_of<IN_RANGE>(dt, rate[n]);
             h[n] = h[n] * decay + driven;
             kept.decay[t][n] = decay;
             kept.state[t + 1][n] = h[n];
             sum = h[n] * C[t * stride + n] + sum;
+            in_turn(sum, dt);
         }
+        if (fetches) fetches->fetch_reads(t);
         back.y[t] = sum;
     }
     Floats rates[K];
@@ -65,6 +68,7 @@ MK_INLINE void retreat(Count<K>, const Tile &x, const Floats *rate, const float 
             grad_exponent = through_decay * rate[n] + grad_exponent;
             rates[n] = through_decay * dt + rates[n];
         }
+        if (fetches) fetches->fetch_writes(t);
         back.drive[t] = grad_drive;
         back.exponent[t] = grad_exponent;
     }
@@ -154,17 +158,25 @@ void backward_slab(const MkScan &p, int64_t task, char *memory) {
                 back.y[t] = x.skip * x.u[t];
                 back.drive[t] = back.exponent[t] = Floats{};
             }
+            auto lines = [&](const MkArray &x) { return Lines(slab.rows(x, block), span); };
+            auto weights = [&](const MkArray &x) { return Lines(weight_rows(x, slab, 0), span); };
             int64_t step;
             const float *start = slab.kept(p, chunk, block, &step);
+            Fetches<7, 3> fetches{
+                {lines(p.u), lines(p.delta), lines(p.z), lines(p.grad_y), weights(p.B), weights(p.C),
+                 Lines(start - states * step, step)},
+                {lines(p.grad_u), lines(p.grad_delta), lines(p.grad_z)},
+            };
             in_ranges<BACKWARD_STATES>(states, [&](auto k, int n) __attribute__((always_inline)) {
                 auto &memory = *(Kept<decltype(k)::value> *)kept;
                 int at = block * states + n;
+                auto *now = n == 0 && begins_lines(block) ? &fetches : nullptr;
                 if (x.in_range)
                     retreat<true>(k, x, rate + n, B + n, C + n, stride, span.count, start + n * step, step, memory,
-                                  adjoint + at, back, grad_rate + at, grad_B + n, grad_C + n);
+                                  adjoint + at, back, grad_rate + at, grad_B + n, grad_C + n, now);
                 else
                     retreat<false>(k, x, rate + n, B + n, C + n, stride, span.count, start + n * step, step, memory,
-                                   adjoint + at, back, grad_rate + at, grad_B + n, grad_C + n);
+                                   adjoint + at, back, grad_rate + at, grad_B + n, grad_C + n, now);
             });
             gate.store_gradient(p, slab, span, block, back.y);
             if (p.residual.data) add_tile(slab.rows(p.residual, block), span, back.y);

@@ -55,7 +55,7 @@ MK_INLINE Floats at_least(Floats x, float low) { return x < low ? all(low) : x; 
 MK_INLINE Floats at_most(Floats x, float high) { return x > high ? all(high) : x; }
 MK_INLINE Floats absolute(Floats x) { return (Floats)(bits(x) & 0x7fffffff); }
 
-// Exponents are held in powers of 2^(1/STEPS): exp(x) = power(x * POWERS).
+// Exponents are held in powers of 2^(1/STEPS): exp(x) = power(x, POWERS).
 #if MK_LANES == 16
 constexpr int STEPS = 16;
 #else
@@ -67,15 +67,15 @@ constexpr float POWERS = 1.44269504088896341f * STEPS;
 // Beyond these, a power is no normal float. The kernels' smallest decay is 2^-126.
 constexpr float LOWEST = -126.0f * STEPS, HIGHEST = 127.0f * STEPS;
 
-// 2^(x / STEPS) for x in [LOWEST, HIGHEST], relative error 1.5e-7; exactly 1 for 0; NaN for NaN.
+// 2^(x * rate / STEPS) for a product in [LOWEST, HIGHEST], relative error 1.5e-7; exactly 1 for 0; NaN for NaN.
 //
-// x = i + f with i an integer and |f| <= 1/2. Where a vector has 16 lanes a table in one register
+// The product is i + f with i an integer and |f| <= 1/2. Where a vector has 16 lanes a table in one register
 // has 2^(j / 16) for j = i mod 16, less j * 2^19, so that adding i * 2^19 to its bits gives 2^(i / 16);
 // that saves two steps of the polynomial in f.
-MK_INLINE Floats power_in_range(Floats x) {
+MK_INLINE Floats power_in_range(Floats x, Floats rate) {
     const float rounds = 12582912.0f; // 1.5 * 2^23: adding it leaves i in the last bits
-    Floats shifted = x + rounds;
-    Floats f = x - (shifted - rounds);
+    Floats shifted = x * rate + rounds;
+    Floats f = x * rate - (shifted - rounds);
 #if MK_LANES == 16
     const Ints table = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
                         0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
@@ -95,9 +95,18 @@ MK_INLINE Floats power_in_range(Floats x) {
 #endif
 }
 
-MK_INLINE Floats power(Floats x) { return power_in_range(at_most(at_least(x, LOWEST), HIGHEST)); }
+// The same for any product: powers beyond the range are those at its ends.
+MK_INLINE Floats power(Floats x, Floats rate) {
+    Floats product = x * rate, inside = power_in_range(x, rate);
+    inside = product < LOWEST ? all(1.17549435e-38f) : inside;
+    return product > HIGHEST ? all(1.70141183e38f) : inside;
+}
 
-MK_INLINE Floats sigmoid(Floats x) { return 1.0f / (1.0f + power(x * -POWERS)); }
+constexpr float FAR = 87.0f; // exp(FAR) and exp(-FAR) are normal floats
+
+MK_INLINE Floats sigmoid(Floats x) {
+    return 1.0f / (1.0f + power_in_range(at_most(at_least(x, -FAR), FAR), all(-POWERS)));
+}
 
 // log(1 + x) for x in [0, 1], relative error 1e-7: 2 atanh(s) with s = x / (2 + x) <= 1/3.
 MK_INLINE Floats log1p_of_unit(Floats x) {
@@ -111,7 +120,7 @@ MK_INLINE Floats log1p_of_unit(Floats x) {
 }
 
 MK_INLINE Floats softplus(Floats x) {
-    Floats tail = log1p_of_unit(power(absolute(x) * -POWERS));
+    Floats tail = log1p_of_unit(power_in_range(at_most(absolute(x), FAR), all(-POWERS)));
     return (x > 0.0f ? x : x == x ? Floats{} : x) + tail; // NaN for NaN
 }
 
@@ -155,10 +164,16 @@ MK_INLINE Floats sums_of(const Floats *rows) {
     return sums[0];
 }
 
-MK_INLINE float largest(Floats x) {
-    float most = x[0];
-    for (int i = 1; i < LANES; i++) most = most < x[i] ? x[i] : most;
-    return most;
+MK_INLINE float largest(Floats x) { return __builtin_reduce_max(x); }
+
+// Has the compiler finish the one before it begins with the other: a loop unrolled over states would otherwise
+// hold more of them half done than there are registers.
+MK_INLINE void in_turn(Floats &done, Floats &begun) {
+#if defined(__x86_64__)
+    asm("" : "+v"(done), "+v"(begun));
+#elif defined(__aarch64__)
+    asm("" : "+w"(done), "+w"(begun));
+#endif
 }
 
 } // namespace

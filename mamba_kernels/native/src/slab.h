@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "tile.h"
+#include "fetch.h"
 
 namespace {
 
@@ -126,13 +126,17 @@ struct Rates {
     }
 };
 
+// LANES states from n on of B or C.
+MK_INLINE Rows weight_rows(const MkArray &x, const Slab &slab, int n) {
+    return Rows(x, slab.b * x.stride[0] + slab.g * x.stride[1], x.stride[2], x.stride[3], n, slab.states - n);
+}
+
 // B or C of one chunk, (t, padded n).
 MK_INLINE void unpack_weights(const MkArray &x, const Slab &slab, const Span &span, float *to) {
-    int64_t offset = slab.b * x.stride[0] + slab.g * x.stride[1];
     int stride = padded(slab.states);
     for (int n = 0; n < slab.states; n += LANES) {
         Floats tile[MK_CHUNK];
-        load_tile(Rows(x, offset, x.stride[2], x.stride[3], n, slab.states - n), span, tile);
+        load_tile(weight_rows(x, slab, n), span, tile);
         for (int t = 0; t < span.count; t++) store(to + t * stride + n, tile[t]);
     }
 }
@@ -183,8 +187,8 @@ MK_INLINE void pass_gate(const Rows &z, const Span &span, Floats *y) {
 }
 
 template <bool IN_RANGE>
-MK_INLINE Floats decay_of(Floats exponent) {
-    return IN_RANGE ? power_in_range(exponent) : power(exponent);
+MK_INLINE Floats decay_of(Floats dt, Floats rate) {
+    return IN_RANGE ? power_in_range(dt, rate) : power(dt, rate);
 }
 
 } // namespace

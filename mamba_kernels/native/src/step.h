@@ -34,7 +34,7 @@ void step_slab(const MkScan &p, int64_t task, char *memory) {
                 Floats rate = load_some(A + i * states + n, count) * POWERS;
                 Floats h = load_some(state + i * states + n, count);
                 Floats driven = x.drive[0][i] * weight;
-                h = h * power(x.dt[0][i] * rate) + driven;
+                h = h * power(all(x.dt[0][i]), rate) + driven;
                 store_some(state + i * states + n, h, count);
                 square[i] = h;
             }

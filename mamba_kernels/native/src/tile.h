@@ -75,7 +75,7 @@ MK_INLINE void scatter(V x, char *to, int64_t step, int count) {
 
 // Channels of one block within an array (b, d, l).
 struct Rows {
-    char *data;
+    char *data;             // null if there is no array
     int64_t channel, token; // strides in bytes
     int64_t dtype;
     int count;              // channels, at most LANES
@@ -88,7 +88,7 @@ struct Rows {
         int64_t size = x.dtype == MK_FLOAT32 ? 4 : 2;
         this->channel = channel * size;
         this->token = token * size;
-        data = (char *)x.data + (offset + first * channel) * size;
+        data = x.data ? (char *)x.data + (offset + first * channel) * size : nullptr;
     }
 
     // Whether a token's channels are a whole vector in memory.
@@ -100,10 +100,8 @@ void load_tile_of(const Rows &rows, const Span &span, Floats *tile) {
     constexpr int64_t size = sizeof(V) / LANES;
     if (rows.near()) {
         for (int t = 0; t < span.count; t++) {
-            const char *row = rows.data + span.token[t] * rows.token;
-            int64_t next = span.step ? span.token[t] + span.ahead : span.next[t];
-            __builtin_prefetch(rows.data + next * rows.token, 0, 2);
-            tile[t] = widen(load<V>(row));
+            if (!span.step) __builtin_prefetch(rows.data + span.next[t] * rows.token, 0, 2);
+            tile[t] = widen(load<V>(rows.data + span.token[t] * rows.token));
         }
         return;
     }
@@ -112,15 +110,11 @@ void load_tile_of(const Rows &rows, const Span &span, Floats *tile) {
         int64_t lowest = span.step > 0 ? span.token[0] : span.token[span.count - 1];
         int64_t first = lowest + MK_CHUNK <= span.tokens ? lowest : span.tokens - MK_CHUNK;
         const char *begin = rows.data + first * size;
-        const char *next = begin + (span.ahead + (span.ahead > 0 ? MK_CHUNK - 1 : 0)) * size;
         bool whole = first == lowest && span.count == MK_CHUNK;
         Floats aside[MK_CHUNK], *to = whole ? tile : aside;
         for (int part = 0; part < MK_CHUNK; part += LANES) {
             Floats square[LANES];
-            for (int i = 0; i < LANES; i++) {
-                if (part == 0) __builtin_prefetch(next + i * rows.channel, 0, 2);
-                square[i] = widen(load<V>(begin + i * rows.channel + part * size));
-            }
+            for (int i = 0; i < LANES; i++) square[i] = widen(load<V>(begin + i * rows.channel + part * size));
             transpose(square);
             if (span.step > 0) {
                 for (int i = 0; i < LANES; i++) to[part + i] = square[i];
