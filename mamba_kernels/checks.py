@@ -44,6 +44,7 @@ def check_operands(
         ValueError: An operand has another shape, or is on another device than `x`.
     """
     _check_dtype(leader, x)
+    device = x.device
     for name, (operand, shape) in {**required, **optional}.items():
         if operand is None and name in optional:
             continue
@@ -57,10 +58,10 @@ def check_operands(
                 f"to go with {leader} {tuple(x.shape)}: reshape one of the two"
             )
         _check_dtype(name, operand)
-        if operand.device != x.device:
+        if operand.device != device:
             raise ValueError(
                 f"{name} of shape {tuple(operand.shape)} is on {operand.device}; "
-                f"expected {x.device}, where {leader} is: move it with .to({str(x.device)!r})"
+                f"expected {device}, where {leader} is: move it with .to({str(device)!r})"
             )
 
 

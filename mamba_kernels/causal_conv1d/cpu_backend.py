@@ -1,8 +1,7 @@
 """Causal convolution by the compiled library, for CPUs: forward and backward as torch operators.
 
-The operators are opaque to torch.compile and torch.export, which see shapes only. The backward
-pass keeps nothing but the inputs. Work is cut into tasks by shape alone, so that results do not
-depend on the number of threads.
+The backward pass keeps nothing but the inputs. Work is cut into tasks by shape alone, so that
+results do not depend on the number of threads.
 
 Shapes: b batch, d channels, l tokens, k taps.
 """
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from mamba_kernels.dispatch import refuse_create_graph
 from mamba_kernels.native.library import DTYPES, Call, Conv, changed_in_place
+from mamba_kernels.native.operator import Operator
 
 MOST_TAPS = 4  # MK_TAPS of api.h
 SLAB, SMALL_SLAB, FEW_TASKS = 64, 16, 8  # channels of a task: usual, and where tasks are few
@@ -49,7 +49,7 @@ def causal_conv1d(
     order: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.causal_conv1d`. Gradients can be taken once, not of gradients."""
-    y, last = torch.ops.mambamed.conv_forward(x, weight, bias, initial_state, order, silu, reverse)
+    y, last = CONV_FORWARD(x, weight, bias, initial_state, order, silu, reverse)
     return y, last
 
 
@@ -57,23 +57,11 @@ def causal_conv1d_update(
     x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
 ) -> Tensor:
     """See `causal_conv1d.causal_conv1d_update`. Equals the sequence's convolution bit by bit."""
-    y: Tensor = torch.ops.mambamed.conv_update(x, state, weight, bias, silu)
+    y: Tensor = CONV_UPDATE(x, state, weight, bias, silu)
     return y
 
 
 OPERANDS = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? order"
-torch.library.define(
-    "mambamed::conv_forward", f"({OPERANDS}, bool silu, bool reverse) -> (Tensor, Tensor)"
-)
-torch.library.define(
-    "mambamed::conv_backward",
-    f"(Tensor grad_y, Tensor grad_last, {OPERANDS}, bool silu, bool reverse) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-)
-torch.library.define(
-    "mambamed::conv_update",
-    "(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu) -> Tensor",
-)
 
 
 def _new_outputs(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -81,7 +69,6 @@ def _new_outputs(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty((*x.shape[:2], weight.shape[1] - 1))
 
 
-@torch.library.impl("mambamed::conv_forward", "cpu")
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -98,7 +85,12 @@ def _forward(
     return outputs
 
 
-torch.library.register_fake("mambamed::conv_forward", _new_outputs)
+CONV_FORWARD = Operator(
+    "conv_forward",
+    f"({OPERANDS}, bool silu, bool reverse) -> (Tensor, Tensor)",
+    _forward,
+    _new_outputs,
+)
 
 
 def _new_gradients(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +100,6 @@ def _new_gradients(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-@torch.library.impl("mambamed::conv_backward", "cpu")
 def _backward(
     grad_y: Tensor,
     grad_last: Tensor,
@@ -139,7 +130,13 @@ def _backward_shapes(
     return grad_x, x.new_empty(d, k, dtype=kind), x.new_empty(d, dtype=kind), grad_initial
 
 
-torch.library.register_fake("mambamed::conv_backward", _backward_shapes)
+CONV_BACKWARD = Operator(
+    "conv_backward",
+    f"(Tensor grad_y, Tensor grad_last, {OPERANDS}, bool silu, bool reverse) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_shapes,
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -150,7 +147,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _gradients(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
     refuse_create_graph()
     operands = ctx.saved_tensors
-    grads = torch.ops.mambamed.conv_backward(grad_y, grad_last, *operands, ctx.silu, ctx.reverse)
+    grads = CONV_BACKWARD(grad_y, grad_last, *operands, ctx.silu, ctx.reverse)
     return (
         *(
             None if operand is None else grad.to(operand.dtype)
@@ -162,10 +159,9 @@ def _gradients(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | No
     )
 
 
-torch.library.register_autograd("mambamed::conv_forward", _gradients, setup_context=_save)
+CONV_FORWARD.differentiate(_gradients, _save)
 
 
-@torch.library.impl("mambamed::conv_update", "cpu")
 def _update(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     y = torch.empty_like(x)
     (b, d), k = x.shape, weight.shape[1]
@@ -180,7 +176,12 @@ def _update_shapes(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-torch.library.register_fake("mambamed::conv_update", _update_shapes)
+CONV_UPDATE = Operator(
+    "conv_update",
+    "(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu) -> Tensor",
+    _update,
+    _update_shapes,
+)
 
 
 def _call(

@@ -26,6 +26,7 @@ from mamba_kernels.native.library import (
     multiplies_bfloat16,
     run_at,
 )
+from mamba_kernels.native.operator import are_plain, are_recorded
 from mamba_kernels.selective_scan.cpu_multi import LONGEST
 
 if TYPE_CHECKING:
@@ -119,8 +120,8 @@ def refuses(
             f"channels that are no multiples of {BLOCK}, more than {MOST_TAPS} taps, more than "
             f"{DIRECTIONS} directions, or factors that this CPU does not multiply"
         )
-    if torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack():
-        return "tensors whose operators are recorded"
+    if are_recorded() or not are_plain([x, *(list(own) for own in states or ())]):
+        return "tensors whose operators are recorded or transformed"
     if any(block.dtype == torch.bfloat16 for block in blocks) and not multiplies_bfloat16():
         return "factors of bfloat16 with this instruction set"
     return None

@@ -1,8 +1,7 @@
 """Selective scan by the compiled library, for CPUs: forward and backward as torch operators.
 
-The operators are opaque to torch.compile and torch.export, which see shapes only. The backward
-pass recomputes states from those kept at the start of each chunk. Work is cut into tasks by shape
-alone, so that results do not depend on the number of threads.
+The backward pass recomputes states from those kept at the start of each chunk. Work is cut into
+tasks by shape alone, so that results do not depend on the number of threads.
 
 Shapes: b batch, d channels, l tokens, n states per channel, g groups of channels.
 """
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from mamba_kernels.dispatch import refuse_create_graph
 from mamba_kernels.native.library import BLOCK, CHUNK, DTYPES, Call, Scan, as_float32
+from mamba_kernels.native.operator import Operator
 
 SLABS = {"forward": (64, 32, 16), "backward": (128, 64)}  # channels of a task, best first
 ENOUGH_TASKS = 8  # or the next smaller slab is taken
@@ -25,7 +25,7 @@ ENOUGH_TASKS = 8  # or the next smaller slab is taken
 def refuses(*operands: Any) -> str | None:
     """The first operand of a dtype that the library does not have, or None."""
     for x in operands:
-        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype not in DTYPES:
+        if isinstance(x, Tensor) and x.dtype not in DTYPES and x.is_floating_point():
             return f"an operand of dtype {x.dtype}"
     return None
 
@@ -46,22 +46,13 @@ def selective_scan(
     """See `reference.selective_scan`. Gradients can be taken once, not of gradients."""
     operands = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
-    y, last, _ = torch.ops.mambamed.scan_forward(*operands, delta_softplus, reverse, keep)
+    y, last, _ = SCAN_FORWARD(*operands, delta_softplus, reverse, keep)
     return y, last
 
 
 OPERANDS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
     "Tensor? delta_bias, Tensor? initial_state"
-)
-torch.library.define(
-    "mambamed::scan_forward",
-    f"({OPERANDS}, bool softplus, bool reverse, bool keep) -> (Tensor, Tensor, Tensor)",
-)
-torch.library.define(
-    "mambamed::scan_backward",
-    f"(Tensor grad_y, Tensor grad_last, Tensor checkpoints, {OPERANDS}, bool softplus, "
-    f"bool reverse) -> ({', '.join(['Tensor'] * 9)})",
 )
 
 
@@ -83,7 +74,6 @@ def _new_outputs(u: Tensor, A: Tensor, B: Tensor, keep: bool) -> tuple[Tensor, .
     )
 
 
-@torch.library.impl("mambamed::scan_forward", "cpu")
 def _forward(
     u: Tensor,
     delta: Tensor,
@@ -111,7 +101,12 @@ def _forward_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, *rest: Any) 
     return _new_outputs(u, A, B, keep=rest[-1])
 
 
-torch.library.register_fake("mambamed::scan_forward", _forward_shapes)
+SCAN_FORWARD = Operator(
+    "scan_forward",
+    f"({OPERANDS}, bool softplus, bool reverse, bool keep) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_shapes,
+)
 
 
 def _new_gradients(u: Tensor, delta: Tensor, A: Tensor, z: Tensor | None) -> dict[str, Tensor]:
@@ -124,7 +119,6 @@ def _new_gradients(u: Tensor, delta: Tensor, A: Tensor, z: Tensor | None) -> dic
     }
 
 
-@torch.library.impl("mambamed::scan_backward", "cpu")
 def _backward(
     grad_y: Tensor,
     grad_last: Tensor,
@@ -208,7 +202,13 @@ def _backward_shapes(
     )
 
 
-torch.library.register_fake("mambamed::scan_backward", _backward_shapes)
+SCAN_BACKWARD = Operator(
+    "scan_backward",
+    f"(Tensor grad_y, Tensor grad_last, Tensor checkpoints, {OPERANDS}, bool softplus, "
+    f"bool reverse) -> ({', '.join(['Tensor'] * 9)})",
+    _backward,
+    _backward_shapes,
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -225,14 +225,12 @@ def _gradients(
     *operands, checkpoints = ctx.saved_tensors
     u, A, D, delta_bias, initial_state = (operands[i] for i in (0, 2, 5, 7, 8))
     if not ctx.keep:  # recorded where no gradients were wanted, as exported programs may be
-        checkpoints = torch.ops.mambamed.scan_forward(*operands, ctx.softplus, ctx.reverse, True)[2]
+        checkpoints = SCAN_FORWARD(*operands, ctx.softplus, ctx.reverse, True)[2]
     if grad_y is None:
         grad_y = u.new_zeros(1, dtype=torch.float32).expand(u.shape)
     if grad_last is None:
         grad_last = u.new_zeros((*u.shape[:2], A.shape[1]), dtype=torch.float32)
-    grads = torch.ops.mambamed.scan_backward(
-        grad_y, grad_last, checkpoints, *operands, ctx.softplus, ctx.reverse
-    )
+    grads = SCAN_BACKWARD(grad_y, grad_last, checkpoints, *operands, ctx.softplus, ctx.reverse)
     return (
         *grads[:5],
         None if D is None else grads[5].to(D.dtype),
@@ -243,7 +241,7 @@ def _gradients(
     )
 
 
-torch.library.register_autograd("mambamed::scan_forward", _gradients, setup_context=_save)
+SCAN_FORWARD.differentiate(_gradients, _save)
 
 
 def slab_of(slabs: Sequence[int], u: Tensor, B: Tensor) -> int:

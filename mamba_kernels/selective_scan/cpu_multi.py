@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mamba_kernels.dispatch import refuse_create_graph
 from mamba_kernels.native.library import run_together
+from mamba_kernels.native.operator import Operator
 from mamba_kernels.selective_scan.cpu_backend import ScanCall, kept_size, slab_of
 from mamba_kernels.selective_scan.directions import OPTIONS, SCHEMA, Direction, Lists, save, saved
 
@@ -29,7 +30,7 @@ def selective_scan_multi(
     """See `multi.one_by_one`. Gradients can be taken once, not of gradients."""
     lists = Lists.of(directions, z, delta_softplus)
     keep = torch.is_grad_enabled() and lists.require_grad()
-    y, last, _ = torch.ops.mambamed.multi_forward(*lists, keep)
+    y, last, _ = MULTI_FORWARD(*lists, keep)
     return y, list(last.unbind())
 
 
@@ -42,16 +43,6 @@ def _calls(p: Lists, slab: int) -> list[ScanCall]:
         call.point(order=order)
         calls.append(call)
     return calls
-
-
-torch.library.define(
-    "mambamed::multi_forward", f"({SCHEMA}, {OPTIONS}, bool keep) -> (Tensor, Tensor, Tensor)"
-)
-torch.library.define(
-    "mambamed::multi_backward",
-    f"(Tensor grad_y, Tensor grad_last, Tensor checkpoints, {SCHEMA}, {OPTIONS}) "
-    "-> (Tensor[], Tensor[], Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
 
 
 def _new_outputs(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +58,6 @@ def _new_outputs(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.impl("mambamed::multi_forward", "cpu")
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     p, keep = Lists(*args[:-1]), args[-1]
     outputs = y, last, checkpoints = _new_outputs(*args)
@@ -81,10 +71,14 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return outputs
 
 
-torch.library.register_fake("mambamed::multi_forward", _new_outputs)
+MULTI_FORWARD = Operator(
+    "multi_forward",
+    f"({SCHEMA}, {OPTIONS}, bool keep) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _new_outputs,
+)
 
 
-@torch.library.impl("mambamed::multi_backward", "cpu")
 def _backward(grad_y: Tensor, grad_last: Tensor, checkpoints: Tensor, *args: Any) -> Any:
     p = Lists(*args)
     calls = _calls(p, slab_of(SLABS["backward"], p.u[0], p.B[0]))
@@ -130,7 +124,13 @@ def _gradient_shapes(
     return _new_gradients(*args)
 
 
-torch.library.register_fake("mambamed::multi_backward", _gradient_shapes)
+MULTI_BACKWARD = Operator(
+    "multi_backward",
+    f"(Tensor grad_y, Tensor grad_last, Tensor checkpoints, {SCHEMA}, {OPTIONS}) "
+    "-> (Tensor[], Tensor[], Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _gradient_shapes,
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -145,14 +145,14 @@ def _gradients(
     p, kept = saved(ctx)
     u = p.u[0]
     if not ctx.keep:  # recorded where no gradients were wanted, as exported programs may be
-        kept = torch.ops.mambamed.multi_forward(*p, True)[2]
+        kept = MULTI_FORWARD(*p, True)[2]
     if grad_y is None:
         grad_y = u.new_zeros(1, dtype=torch.float32).expand(u.shape)
     if grad_last is None:
         size = len(p.delta), *u.shape[:2], p.A[0].shape[1]
         grad_last = u.new_zeros(size, dtype=torch.float32)
-    grad_u, grad_delta, grad_z, grad_A, grad_initial, weights, channels = (
-        torch.ops.mambamed.multi_backward(grad_y, grad_last, kept, *p)
+    grad_u, grad_delta, grad_z, grad_A, grad_initial, weights, channels = MULTI_BACKWARD(
+        grad_y, grad_last, kept, *p
     )
     of_B, of_C = weights.transpose(-1, -2).unbind()
     of_D, of_bias = channels.unbind()
@@ -170,4 +170,4 @@ def _gradients(
     )
 
 
-torch.library.register_autograd("mambamed::multi_forward", _gradients, setup_context=_save)
+MULTI_FORWARD.differentiate(_gradients, _save)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mamba_kernels.native.library import Call, Scan, as_float32, changed_in_place
+from mamba_kernels.native.operator import Operator
 
 SLAB = 64  # channels of a task
 
@@ -29,27 +30,14 @@ def selective_state_update(
     delta_softplus: bool,
 ) -> Tensor:
     """See `update.selective_state_update`."""
-    y: Tensor = torch.ops.mambamed.scan_update(
-        state, u, delta, A, B, C, D, z, delta_bias, delta_softplus
-    )
+    y: Tensor = SCAN_UPDATE(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return y
-
-
-torch.library.define(
-    "mambamed::scan_update",
-    "(Tensor(a!) state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
-    "Tensor? z, Tensor? delta_bias, bool softplus) -> Tensor",
-)
 
 
 def _new_output(state: Tensor, u: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(u, dtype=torch.float32 if u.dtype == torch.float16 else u.dtype)
 
 
-torch.library.register_fake("mambamed::scan_update", _new_output)
-
-
-@torch.library.impl("mambamed::scan_update", "cpu")
 def _update(
     state: Tensor,
     u: Tensor,
@@ -74,3 +62,12 @@ def _update(
             call.place(name, x, (of_batch, x.stride(1), of_states))  # one group's is not used
         call.run("mk_scan_step", state.numel())
     return y
+
+
+SCAN_UPDATE = Operator(
+    "scan_update",
+    "(Tensor(a!) state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
+    "Tensor? z, Tensor? delta_bias, bool softplus) -> Tensor",
+    _update,
+    _new_output,
+)

@@ -333,3 +333,8 @@ def test_bad_input_is_refused_in_one_sentence():
     own = weights()
     with pytest.raises(ValueError, match="out_proj has shape"):
         MambaBlock(BlockWeights(own.norm, own.in_proj, own.directions, own.in_proj), ["forward"])
+
+
+def test_pending_negations_are_carried_out():
+    block, x = MambaBlock(weights(), ["forward"]), tokens(1, 9, 32)
+    assert_close(block(torch._neg_view(x))[0], block(-x)[0], 1e-5)
