@@ -1,5 +1,6 @@
 // The exported functions: choose the instruction set and spread tasks over threads.
 
+#include "by_token.h"
 #include "pass.h"
 
 #if defined(__x86_64__)
@@ -159,15 +160,21 @@ MK_EXPORT int64_t mk_scan_backward(const MkScan *p, int64_t isa, int64_t threads
 MK_EXPORT int64_t mk_multi_forward(const MkScan *p, int64_t count, int64_t isa, int64_t threads) {
     if (!are_permutations(p, count)) return NO_PERMUTATION;
     const MkKernels &k = *ISAS[isa].kernels;
-    auto task = [&](int64_t i, char *scratch) { k.multi_forward_slab(p, count, i, scratch); };
-    return mk::run(scan_tasks(*p), threads, k.multi_forward_scratch(*p), task) ? DONE : NO_MEMORY;
+    bool done = with_weights_by_token(p, count, k, threads, [&](const MkScan *scans) {
+        auto task = [&](int64_t i, char *scratch) { k.multi_forward_slab(scans, count, i, scratch); };
+        return mk::run(scan_tasks(*scans), threads, k.multi_forward_scratch(*scans), task);
+    });
+    return done ? DONE : NO_MEMORY;
 }
 
 MK_EXPORT int64_t mk_multi_backward(const MkScan *p, int64_t count, int64_t isa, int64_t threads) {
     if (!are_permutations(p, count)) return NO_PERMUTATION;
     const MkKernels &k = *ISAS[isa].kernels;
-    auto task = [&](int64_t i, char *scratch) { k.multi_backward_slab(p, count, i, scratch); };
-    return mk::run(scan_tasks(*p), threads, k.multi_backward_scratch(*p), task) ? DONE : NO_MEMORY;
+    bool done = with_weights_by_token(p, count, k, threads, [&](const MkScan *scans) {
+        auto task = [&](int64_t i, char *scratch) { k.multi_backward_slab(scans, count, i, scratch); };
+        return mk::run(scan_tasks(*scans), threads, k.multi_backward_scratch(*scans), task);
+    });
+    return done ? DONE : NO_MEMORY;
 }
 
 // Mamba blocks, the directions of each of one size. Between blocks tokens lie in `out` and in `between` by turns.

@@ -3,6 +3,7 @@
 #include "block.h"
 #include "kernels.h"
 #include "step.h"
+#include "weights.h"
 
 #define MK_JOIN(a, b) a##b
 #define MK_TABLE(isa) MK_JOIN(mk_kernels_, isa)
@@ -25,6 +26,7 @@ extern const MkKernels MK_TABLE(MK_ISA) = {
     backward_scratch, backward_slab,
     multi_forward_scratch, multi_forward_slab,
     multi_backward_scratch, multi_backward_slab,
+    weight_tasks, copy_weights,
     step_scratch, step_slab,
     conv_forward_scratch, conv_forward_strip,
     conv_backward_scratch, conv_backward_strip,

@@ -13,6 +13,8 @@ struct MkKernels {
     void (*multi_forward_slab)(const MkScan *, int64_t count, int64_t task, char *scratch);
     int64_t (*multi_backward_scratch)(const MkScan &);
     void (*multi_backward_slab)(const MkScan *, int64_t count, int64_t task, char *scratch);
+    int64_t (*weight_tasks)(const MkScan &);
+    void (*copy_weights)(const MkScan &from, const MkScan &to, int64_t task);
     int64_t (*step_scratch)(const MkScan &);
     void (*step_slab)(const MkScan &, int64_t task, char *scratch);
     int64_t (*conv_forward_scratch)(const MkConv &);

@@ -2,7 +2,8 @@
 //
 // Token by token, the channels of a slab lie side by side in scratch: outputs are added up there, and so are
 // copies of what a direction reads in an order of its own. Elsewhere the tokens of a channel may lie side by
-// side, of which any order but their own would fetch single elements.
+// side, of which any order but their own would fetch single elements. (B and C are laid out by token before: see
+// by_token.h.)
 //
 // The gate, its gradient and the output are those of the first direction.
 
@@ -30,16 +31,6 @@ struct Copies {
         return to;
     }
 
-    // Of weights (b, g, n, l).
-    MkArray copied_weights(const MkArray &from) {
-        int stride = padded(slab.states);
-        float *rows = arena.take<float>(slab.chunks * MK_CHUNK * stride);
-        for (int64_t chunk = 0; chunk < slab.chunks; chunk++) {
-            unpack_weights(from, slab, Span(nullptr, false, p.tokens, chunk), rows + chunk * MK_CHUNK * stride);
-        }
-        return {rows, MK_FLOAT32, {0, 0, 1, stride}};
-    }
-
     void copy(const MkArray &from, const MkArray &to, bool adds) const {
         for_tiles([&](const Span &span, int block) {
             Floats x[MK_CHUNK];
@@ -61,20 +52,17 @@ struct Copies {
     }
 };
 
-// Bytes of so many arrays of channels, and of copies of B and C.
+// Bytes of so many arrays of channels.
 MK_INLINE int64_t copies_scratch(const MkScan &p, int64_t arrays) {
-    int64_t chunks = (p.tokens + MK_CHUNK - 1) / MK_CHUNK;
-    return (arrays * p.tokens * p.slab + 2 * chunks * MK_CHUNK * padded(p.states)) * 4 + (arrays + 2) * (APART + 64);
+    return arrays * (p.tokens * p.slab * 4 + APART + 64);
 }
 
-MK_INLINE bool beside(const MkArray &x, int axis) { return x.stride[axis] == 1; }
+MK_INLINE bool beside(const MkArray &x) { return x.stride[1] == 1; }
 
 // Let a direction with an order of its own read copies.
 MK_INLINE void copy_operands(MkScan &p, Copies &copies) {
-    if (!beside(p.u, 1)) p.u = copies.copied_channels(p.u);
-    if (!p.rank && !beside(p.delta, 1)) p.delta = copies.copied_channels(p.delta);
-    if (!beside(p.B, 2)) p.B = copies.copied_weights(p.B);
-    if (!beside(p.C, 2)) p.C = copies.copied_weights(p.C);
+    if (!beside(p.u)) p.u = copies.copied_channels(p.u);
+    if (!p.rank && !beside(p.delta)) p.delta = copies.copied_channels(p.delta);
 }
 
 int64_t multi_forward_scratch(const MkScan &p) { return forward_scratch(p) + copies_scratch(p, 3); }
@@ -122,7 +110,7 @@ void multi_backward_slab(const MkScan *directions, int64_t count, int64_t task, 
         p.residual = i > 0 ? total : MkArray{};
         p.z = MkArray{};
         Copies copies = sums;
-        bool moved_u = p.order && !beside(p.u, 1), moved_delta = p.order && !beside(p.delta, 1);
+        bool moved_u = p.order && !beside(p.u), moved_delta = p.order && !beside(p.delta);
         if (p.order) copy_operands(p, copies);
         if (moved_u) p.grad_u = copies.channels(), p.adds_u = false;
         if (moved_delta) p.grad_delta = copies.channels();

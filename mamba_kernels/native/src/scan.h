@@ -10,13 +10,14 @@
 
 #pragma once
 
-#include "slab.h"
+#include "weights.h"
 
 namespace {
 
-// Advance K states over a chunk and add what they give to y. `fetches`: what is fetched meanwhile, or null.
+// Advance K states, from `first` on, over a chunk and add what they give to y. `fetches`: what is fetched meanwhile,
+// or null.
 template <bool IN_RANGE, int K>
-MK_INLINE void advance(Count<K>, const Tile &x, const Floats *rate, const float *B, const float *C, int stride,
+MK_INLINE void advance(Count<K>, int first, const Tile &x, const Floats *rate, const Weights &B, const Weights &C,
                        int count, Floats *state, Floats *y, const Fetches<5, 2> *fetches) {
     Floats h[K];
     for (int n = 0; n < K; n++) h[n] = state[n];
@@ -24,9 +25,9 @@ MK_INLINE void advance(Count<K>, const Tile &x, const Floats *rate, const float 
         Floats sum = y[t], dt = x.dt[t], drive = x.drive[t];
 #pragma clang loop unroll(full)
         for (int n = 0; n < K; n++) {
-            Floats driven = drive * B[t * stride + n];
+            Floats driven = drive * B.at(t, first + n);
             h[n] = h[n] * decay_of<IN_RANGE>(dt, rate[n]) + driven;
-            sum = h[n] * C[t * stride + n] + sum;
+            sum = h[n] * C.at(t, first + n) + sum;
             in_turn(sum, dt);
         }
         if (fetches) fetches->fetch(t);
@@ -44,16 +45,15 @@ void forward_slab(const MkScan &p, int64_t task, char *memory) {
     Arena arena{memory};
     Slab slab(p, task);
     Rates rates(p, slab, arena);
-    int states = slab.states, stride = padded(states);
+    int states = slab.states;
     Floats *state = arena.take<Floats>(slab.blocks * states);
-    float *B = arena.take<float>(MK_CHUNK * stride), *C = arena.take<float>(MK_CHUNK * stride);
+    float *rooms[2] = {arena.take<float>(MK_CHUNK * padded(states)), arena.take<float>(MK_CHUNK * padded(states))};
     if (p.initial) slab.gather(p.initial, true, p.channels, state);
     else clear(state, slab.blocks * states);
 
     for (int64_t chunk = 0; chunk < slab.chunks; chunk++) {
         Span span(p, chunk);
-        unpack_weights(p.B, slab, span, B);
-        unpack_weights(p.C, slab, span, C);
+        Weights B(p.B, slab, span, rooms[0]), C(p.C, slab, span, rooms[1]);
         for (int block = 0; block < slab.blocks; block++) {
             Floats *h = state + block * states;
             const Floats *rate = rates.rate + block * states;
@@ -75,8 +75,8 @@ void forward_slab(const MkScan &p, int64_t task, char *memory) {
             for (int t = 0; t < span.count; t++) y[t] = x.skip * x.u[t];
             in_ranges<FORWARD_STATES>(states, [&](auto k, int n) __attribute__((always_inline)) {
                 auto *now = n == 0 && begins_lines(block) ? &fetches : nullptr;
-                if (x.in_range) advance<true>(k, x, rate + n, B + n, C + n, stride, span.count, h + n, y, now);
-                else advance<false>(k, x, rate + n, B + n, C + n, stride, span.count, h + n, y, now);
+                if (x.in_range) advance<true>(k, n, x, rate + n, B, C, span.count, h + n, y, now);
+                else advance<false>(k, n, x, rate + n, B, C, span.count, h + n, y, now);
             });
             if (p.residual.data) {
                 Floats more[MK_CHUNK];

@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "slab.h"
+#include "weights.h"
 
 namespace {
 
@@ -28,21 +28,21 @@ struct Back {
 // the channels of a slab, a vector for each (t, n) that is summed over its lanes at the end. `fetches`: what is
 // fetched meanwhile, or null.
 template <bool IN_RANGE, int K>
-MK_INLINE void retreat(Count<K>, const Tile &x, const Floats *rate, const float *B, const float *C, int stride,
-                       int count, const float *start, int64_t step, Kept<K> &kept, Floats *adjoint, Back &back,
-                       Floats *grad_rate, Floats *grad_B, Floats *grad_C, const Fetches<7, 3> *fetches) {
+MK_INLINE void retreat(Count<K>, int first, const Tile &x, const Floats *rate, const Weights &B, const Weights &C,
+                       int stride, int count, const float *start, int64_t step, Kept<K> &kept, Floats *adjoint,
+                       Back &back, Floats *grad_rate, Floats *grad_B, Floats *grad_C, const Fetches<7, 3> *fetches) {
     Floats h[K];
     for (int n = 0; n < K; n++) kept.state[0][n] = h[n] = load<Floats>(start + n * step);
     for (int t = 0; t < count; t++) {
         Floats sum = back.y[t], dt = x.dt[t], drive = x.drive[t];
 #pragma clang loop unroll(full)
         for (int n = 0; n < K; n++) {
-            Floats driven = drive * B[t * stride + n];
+            Floats driven = drive * B.at(t, first + n);
             Floats decay = decay_of<IN_RANGE>(dt, rate[n]);
             h[n] = h[n] * decay + driven;
             kept.decay[t][n] = decay;
             kept.state[t + 1][n] = h[n];
-            sum = h[n] * C[t * stride + n] + sum;
+            sum = h[n] * C.at(t, first + n) + sum;
             in_turn(sum, dt);
         }
         if (fetches) fetches->fetch_reads(t);
@@ -60,9 +60,9 @@ MK_INLINE void retreat(Count<K>, const Tile &x, const Floats *rate, const float 
         for (int n = 0; n < K; n++) {
             Floats &to_B = grad_B[t * stride + n], &to_C = grad_C[t * stride + n];
             to_C = grad * kept.state[t + 1][n] + to_C;
-            Floats g = grad * C[t * stride + n] + h[n];
+            Floats g = grad * C.at(t, first + n) + h[n];
             to_B = g * drive + to_B;
-            grad_drive = g * B[t * stride + n] + grad_drive;
+            grad_drive = g * B.at(t, first + n) + grad_drive;
             h[n] = g * kept.decay[t][n];
             Floats through_decay = h[n] * kept.state[t][n];
             grad_exponent = through_decay * rate[n] + grad_exponent;
@@ -136,7 +136,7 @@ void backward_slab(const MkScan &p, int64_t task, char *memory) {
     Floats *grad_D = arena.take<Floats>(slab.blocks), *grad_bias = arena.take<Floats>(slab.blocks);
     Floats *grad_B = arena.take<Floats>(MK_CHUNK * stride), *grad_C = arena.take<Floats>(MK_CHUNK * stride);
     char *kept = arena.take<char>(sizeof(Kept<BACKWARD_STATES>));
-    float *B = arena.take<float>(MK_CHUNK * stride), *C = arena.take<float>(MK_CHUNK * stride);
+    float *rooms[2] = {arena.take<float>(MK_CHUNK * stride), arena.take<float>(MK_CHUNK * stride)};
     slab.gather(p.grad_last, true, p.channels, adjoint);
     clear(grad_rate, slab.blocks * states);
     clear(grad_D, slab.blocks);
@@ -145,8 +145,7 @@ void backward_slab(const MkScan &p, int64_t task, char *memory) {
 
     for (int64_t chunk = slab.chunks - 1; chunk >= 0; chunk--) {
         Span span(p, chunk, true);
-        unpack_weights(p.B, slab, span, B);
-        unpack_weights(p.C, slab, span, C);
+        Weights B(p.B, slab, span, rooms[0]), C(p.C, slab, span, rooms[1]);
         clear(grad_B, MK_CHUNK * stride);
         clear(grad_C, MK_CHUNK * stride);
         for (int block = 0; block < slab.blocks; block++) {
@@ -172,10 +171,10 @@ void backward_slab(const MkScan &p, int64_t task, char *memory) {
                 int at = block * states + n;
                 auto *now = n == 0 && begins_lines(block) ? &fetches : nullptr;
                 if (x.in_range)
-                    retreat<true>(k, x, rate + n, B + n, C + n, stride, span.count, start + n * step, step, memory,
+                    retreat<true>(k, n, x, rate + n, B, C, stride, span.count, start + n * step, step, memory,
                                   adjoint + at, back, grad_rate + at, grad_B + n, grad_C + n, now);
                 else
-                    retreat<false>(k, x, rate + n, B + n, C + n, stride, span.count, start + n * step, step, memory,
+                    retreat<false>(k, n, x, rate + n, B, C, stride, span.count, start + n * step, step, memory,
                                    adjoint + at, back, grad_rate + at, grad_B + n, grad_C + n, now);
             });
             gate.store_gradient(p, slab, span, block, back.y);

@@ -126,21 +126,6 @@ struct Rates {
     }
 };
 
-// LANES states from n on of B or C.
-MK_INLINE Rows weight_rows(const MkArray &x, const Slab &slab, int n) {
-    return Rows(x, slab.b * x.stride[0] + slab.g * x.stride[1], x.stride[2], x.stride[3], n, slab.states - n);
-}
-
-// B or C of one chunk, (t, padded n).
-MK_INLINE void unpack_weights(const MkArray &x, const Slab &slab, const Span &span, float *to) {
-    int stride = padded(slab.states);
-    for (int n = 0; n < slab.states; n += LANES) {
-        Floats tile[MK_CHUNK];
-        load_tile(weight_rows(x, slab, n), span, tile);
-        for (int t = 0; t < span.count; t++) store(to + t * stride + n, tile[t]);
-    }
-}
-
 // Steps of one block of one chunk, before bias and softplus, from their factors.
 MK_INLINE void project(const MkScan &p, const Slab &slab, int64_t chunk, int64_t channel, Floats *to) {
     const float *low = p.low + (slab.b * slab.chunks + chunk) * p.rank * MK_CHUNK;

@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include "slab.h"
+#include "weights.h"
 
 namespace {
 
@@ -18,8 +18,8 @@ void step_slab(const MkScan &p, int64_t task, char *memory) {
     Span token(p, 0);
     int states = slab.states;
     float *B = arena.take<float>(MK_CHUNK * padded(states)), *C = arena.take<float>(MK_CHUNK * padded(states));
-    unpack_weights(p.B, slab, token, B);
-    unpack_weights(p.C, slab, token, C);
+    unpack_weights(p.B, slab, token, B, padded(states));
+    unpack_weights(p.C, slab, token, C, padded(states));
     for (int block = 0; block < slab.blocks; block++) {
         Tile x(p, slab, token, block, 0);
         Floats y = x.skip * x.u[0];
