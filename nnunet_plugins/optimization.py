@@ -17,13 +17,22 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def cpu_trains_in_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware, where it halves the time of a step.
+    """Whether this CPU multiplies bfloat16 in hardware, where it halves the time of a step."""
+    return _cpu_has("avx512_bf16") and not bfloat16_may_crash()
 
-    Not with AMX: there the backward pass of torch 2.13's 3D convolutions to 16 channels writes
-    beyond its memory (Conv3d(1, 16, 3) on 2 x 1 x 8 x 256 x 224), and the process crashes.
+
+def bfloat16_may_crash() -> bool:
+    """Whether training in bfloat16 on this CPU may end the process.
+
+    With AMX the backward pass of torch 2.13's 3D convolutions to 16 channels writes beyond its
+    memory (Conv3d(1, 16, 3) on 2 x 1 x 8 x 256 x 224).
     """
+    return _cpu_has("amx_bf16")
+
+
+def _cpu_has(feature: str) -> bool:
     query = getattr(torch.cpu, "get_capabilities", dict)  # since torch 2.10
-    return query().get("avx512_bf16", False) and not query().get("amx_bf16", False)
+    return bool(query().get(feature, False))
 
 
 class WarmupPolyLR(torch.optim.lr_scheduler.LRScheduler):

@@ -1,6 +1,7 @@
 """One step of AdamW on an objective, on any device and any number of processes."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import GradientAccumulationPlugin, send_to_device
 from torch import Tensor, nn
 
-from nnunet_plugins.optimization import decay_groups
+from nnunet_plugins.optimization import bfloat16_may_crash, decay_groups
 from pretrain.sampling import Batch, seed_of
 from pretrain.schedule import cosine, warmup_cosine
 from pretrain.settings import Settings
@@ -193,4 +194,10 @@ def _on_cpu(settings: Settings) -> bool:
     on_cpu = settings.device == "cpu" or found == "cpu"
     if on_cpu and settings.precision == "fp16":
         raise ValueError("fp16 needs a GPU; on the CPU take precision bf16 or no")
+    if on_cpu and settings.precision == "bf16" and bfloat16_may_crash():
+        warnings.warn(
+            "in bf16 on this CPU, which has AMX, torch's 3D convolutions can crash in training; "
+            "take precision no",
+            stacklevel=2,
+        )
     return on_cpu

@@ -65,8 +65,11 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     slabs = [x for x in SLABS["forward"] if tokens <= LONGEST.get(x, tokens)]
     calls = _calls(p, slab_of(slabs, p.u[0], p.B[0]))
     calls[0].view(y=y)
-    for call, own_last, kept in zip(calls, last, checkpoints.view(len(calls), -1), strict=True):
-        call.point(last=own_last, checkpoints=kept if keep else None)
+    for call, own_last in zip(calls, last, strict=True):
+        call.point(last=own_last)
+    if keep:
+        for call, own_checkpoints in zip(calls, checkpoints.view(len(calls), -1), strict=True):
+            call.point(checkpoints=own_checkpoints)
     run_together("mk_multi_forward", len(calls) * calls[0].work, calls)
     return outputs
 

@@ -148,6 +148,12 @@ def test_bf16_runs_the_objective_in_bf16(tmp_path):
     assert {weight.dtype for weight in toy.parameters()} == {torch.float32}
 
 
+def test_bf16_is_warned_of_where_it_may_crash(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    with pytest.warns(UserWarning, match="take precision no"):
+        run(tmp_path, epochs=1, precision="bf16")
+
+
 def test_fp16_and_devices_that_are_not_here_are_refused(tmp_path):
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         run(tmp_path, precision="fp16")
