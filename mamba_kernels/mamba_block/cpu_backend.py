@@ -120,7 +120,7 @@ def refuses(
             f"channels that are no multiples of {BLOCK}, more than {MOST_TAPS} taps, more than "
             f"{DIRECTIONS} directions, or factors that this CPU does not multiply"
         )
-    if are_recorded() or not are_plain([x, *(list(own) for own in states or ())]):
+    if are_recorded() or not are_plain([x, *(states or ())]):
         return "tensors whose operators are recorded or transformed"
     if any(block.dtype == torch.bfloat16 for block in blocks) and not multiplies_bfloat16():
         return "factors of bfloat16 with this instruction set"

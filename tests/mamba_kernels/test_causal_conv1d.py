@@ -328,3 +328,16 @@ def test_cases_beyond_the_library_are_refused():
     double = inputs(dtype=torch.float64).values()
     assert "float64" in cpu_backend.refuses(*double, True, False, None)
     assert "5 taps" in cpu_backend.refuses(*inputs(k=5).values(), True, False, None)
+
+
+@pytest.mark.parametrize("name", library.instruction_sets())
+def test_silu_of_the_farthest_numbers(name):
+    x = torch.tensor([-3e38, -1e20, -100, -88.5, 0, 100, 3e38, float("nan")])
+    x = x.view(1, 1, -1).expand(1, 16, -1).clone().requires_grad_()
+    with library.use_instruction_set(name):
+        y = causal_conv1d(x, torch.ones(16, 1), activation="silu", backend="cpu")
+        (grad,) = torch.autograd.grad(y.sum(), x)
+    wanted = torch.nn.functional.silu(x)
+    torch.testing.assert_close(y, wanted, rtol=1e-6, atol=1e-36, equal_nan=True)
+    (wanted_grad,) = torch.autograd.grad(wanted.sum(), x)
+    torch.testing.assert_close(grad, wanted_grad, rtol=1e-6, atol=1e-36, equal_nan=True)

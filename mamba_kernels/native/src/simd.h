@@ -102,10 +102,11 @@ MK_INLINE Floats power(Floats x, Floats rate) {
     return product > HIGHEST ? all(1.70141183e38f) : inside;
 }
 
-constexpr float FAR = 87.0f; // exp(FAR) and exp(-FAR) are normal floats
+// Exponents of e whose powers are normal floats; the reciprocal of the largest is none, and counts as zero.
+constexpr float LEAST = -87.0f, MOST = 88.0f;
 
 MK_INLINE Floats sigmoid(Floats x) {
-    return 1.0f / (1.0f + power_in_range(at_most(at_least(x, -FAR), FAR), all(-POWERS)));
+    return 1.0f / (1.0f + power_in_range(at_most(at_least(x, -MOST), -LEAST), all(-POWERS)));
 }
 
 // log(1 + x) for x in [0, 1], relative error 1e-7: 2 atanh(s) with s = x / (2 + x) <= 1/3.
@@ -120,7 +121,7 @@ MK_INLINE Floats log1p_of_unit(Floats x) {
 }
 
 MK_INLINE Floats softplus(Floats x) {
-    Floats tail = log1p_of_unit(power_in_range(at_most(absolute(x), FAR), all(-POWERS)));
+    Floats tail = log1p_of_unit(power_in_range(at_most(absolute(x), -LEAST), all(-POWERS)));
     return (x > 0.0f ? x : x == x ? Floats{} : x) + tail; // NaN for NaN
 }
 
