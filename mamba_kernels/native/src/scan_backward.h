@@ -91,7 +91,7 @@ MK_INLINE void sum_lanes(const Floats *from, const Slab &slab, const Span &span,
 
 MK_INLINE int64_t backward_scratch(const MkScan &p) {
     int64_t blocks = p.slab / LANES, stride = padded(p.states);
-    return (3 * blocks * p.states + 2 * blocks + 2 * MK_CHUNK * stride) * int64_t(sizeof(Floats)) +
+    return (3 * blocks * p.states + 3 * blocks + 2 * MK_CHUNK * stride) * int64_t(sizeof(Floats)) +
            int64_t(sizeof(Kept<BACKWARD_STATES>)) + 2 * MK_CHUNK * stride * 4 + 11 * (APART + 64);
 }
 

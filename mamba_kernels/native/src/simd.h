@@ -109,20 +109,19 @@ MK_INLINE Floats sigmoid(Floats x) {
     return 1.0f / (1.0f + power_in_range(at_most(at_least(x, -MOST), -LEAST), all(-POWERS)));
 }
 
-// log(1 + x) for x in [0, 1], relative error 1e-7: 2 atanh(s) with s = x / (2 + x) <= 1/3.
-MK_INLINE Floats log1p_of_unit(Floats x) {
-    Floats s = x / (2.0f + x), s2 = s * s;
-    Floats p = all(0.281426787f);
-    p = p * s2 + 0.279698819f;
-    p = p * s2 + 0.400240958f;
-    p = p * s2 + 0.666663408f;
-    p = p * s2 + 2.0f;
-    return p * s;
-}
-
+// log(1 + exp(x)), relative error 3e-7; NaN for NaN.
 MK_INLINE Floats softplus(Floats x) {
-    Floats tail = log1p_of_unit(power_in_range(at_most(absolute(x), -LEAST), all(-POWERS)));
-    return (x > 0.0f ? x : x == x ? Floats{} : x) + tail; // NaN for NaN
+    Floats e = power_in_range(at_most(absolute(x), -LEAST), all(-POWERS));
+    Floats p = all(5.63935796e-3f); // minimax for the relative error of log(1 + e) / e, e in [0, 1]
+    p = p * e - 3.11262757e-2f;
+    p = p * e + 8.08229744e-2f;
+    p = p * e - 1.38770103e-1f;
+    p = p * e + 1.92019105e-1f;
+    p = p * e - 2.48659104e-1f;
+    p = p * e + 3.33217323e-1f;
+    p = p * e - 4.99996066e-1f;
+    p = p * e + 1.0f;
+    return p * e + at_least(x, 0.0f);
 }
 
 // Lanes of a and b by turns: the first halves of both, and the second.
@@ -165,7 +164,8 @@ MK_INLINE Floats sums_of(const Floats *rows) {
     return sums[0];
 }
 
-MK_INLINE float largest(Floats x) { return __builtin_reduce_max(x); }
+// Of a comparison.
+MK_INLINE bool in_all_lanes(Ints holds) { return __builtin_reduce_and(holds) != 0; }
 
 // Has the compiler finish the one before it begins with the other: a loop unrolled over states would otherwise
 // hold more of them half done than there are registers.

@@ -106,22 +106,21 @@ struct Slab {
     }
 };
 
-// Decay rates of a slab, in powers of 2^(1/STEPS), and the largest of each block.
+// Decay rates of a slab, in powers of 2^(1/STEPS), and the largest of each channel.
 struct Rates {
     Floats *rate;
-    float *most;
+    Floats *most;
 
     Rates(const MkScan &p, const Slab &slab, Arena &arena)
-        : rate(arena.take<Floats>(slab.blocks * slab.states)), most(arena.take<float>(slab.blocks)) {
+        : rate(arena.take<Floats>(slab.blocks * slab.states)), most(arena.take<Floats>(slab.blocks)) {
         slab.gather(p.A, false, p.channels, rate);
         for (int block = 0; block < slab.blocks; block++) {
-            Floats top{};
+            Floats &top = most[block] = Floats{};
             for (int n = 0; n < slab.states; n++) {
                 Floats &x = rate[block * slab.states + n];
                 x = x * POWERS;
                 top = absolute(x) > top ? absolute(x) : top;
             }
-            most[block] = largest(top);
         }
     }
 };
@@ -146,7 +145,7 @@ struct Tile {
     Floats skip, bias;
     bool in_range; // no exponent of the tile's decays is beyond LOWEST or HIGHEST
 
-    Tile(const MkScan &p, const Slab &slab, const Span &span, int block, float most) {
+    Tile(const MkScan &p, const Slab &slab, const Span &span, int block, Floats most) {
         int64_t channel = slab.channel + block * LANES;
         skip = p.D ? load_some(p.D + channel, slab.width(block)) : Floats{};
         bias = p.bias ? load_some(p.bias + channel, slab.width(block)) : Floats{};
@@ -160,7 +159,7 @@ struct Tile {
             drive[t] = dt[t] * u[t];
             longest = absolute(dt[t]) > longest ? absolute(dt[t]) : longest;
         }
-        in_range = largest(longest) * most <= -LOWEST; // NaN passes through both ways
+        in_range = in_all_lanes(longest * most <= -LOWEST); // not for NaN, which passes through both ways
     }
 };
 

@@ -21,7 +21,7 @@ void step_slab(const MkScan &p, int64_t task, char *memory) {
     unpack_weights(p.B, slab, token, B, padded(states));
     unpack_weights(p.C, slab, token, C, padded(states));
     for (int block = 0; block < slab.blocks; block++) {
-        Tile x(p, slab, token, block, 0);
+        Tile x(p, slab, token, block, Floats{});
         Floats y = x.skip * x.u[0];
         int64_t channel = slab.channel + block * LANES;
         const float *A = p.A + channel * states;
