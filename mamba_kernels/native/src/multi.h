@@ -72,15 +72,23 @@ void multi_forward_slab(const MkScan *directions, int64_t count, int64_t task, c
     Slab slab(first, task);
     Copies sums{first, slab, Arena{memory}};
     MkArray total = sums.channels();
-    for (int64_t i = 0; i < count; i++) {
+    int64_t last = 0; // the first whose tokens come one after the other: it can write the output itself
+    while (last < count && directions[last].order) last++;
+    bool begun = false;
+    auto scan = [&](int64_t i, const MkArray &z, const MkArray &y) {
         MkScan p = directions[i];
-        p.y = total;
-        p.residual = i > 0 ? total : MkArray{};
-        p.z = MkArray{};
+        p.y = y;
+        p.residual = begun ? total : MkArray{};
+        p.z = z;
         Copies copies = sums;
         if (p.order) copy_operands(p, copies);
         forward_slab(p, task, copies.arena.next);
+        begun = true;
+    };
+    for (int64_t i = 0; i < count; i++) {
+        if (i != last) scan(i, MkArray{}, total);
     }
+    if (last < count) return scan(last, first.z, first.y);
     sums.for_tiles([&](const Span &span, int block) {
         Floats y[MK_CHUNK];
         Fetches<1, 1> fetches{{Lines(slab.rows(first.z, block), span)}, {Lines(slab.rows(first.y, block), span)}};
