@@ -57,7 +57,8 @@ def test_types_and_licence_travel_along(wheel):
     names = wheel.namelist()
     for package in ("mamba_kernels", "nnunet_plugins", "pretrain"):
         assert f"{package}/py.typed" in names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    (licence,) = (name for name in names if name.endswith("LICENSE"))
+    assert licence.endswith(".dist-info/licenses/LICENSE")  # where exported bundles take it from
 
 
 def test_bundles_travel_as_templates_without_weights_and_videos(wheel):
@@ -80,7 +81,7 @@ def test_the_library_of_this_platform_is_inside(wheel):
 
 
 def test_the_wheel_is_small(wheel):
-    assert Path(wheel.filename).stat().st_size <= 1_200_000
+    assert Path(wheel.filename).stat().st_size <= 1_000_000
 
 
 def test_the_library_can_be_built_again_from_what_is_installed(wheel):

@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Sequence
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,8 @@ def _write_documents(
     metadata |= describe(plan, trained[0]["trainer"], trained[0]["configuration"], folds, packages)
     write_json(bundle / "configs" / "metadata.json", metadata)
     (bundle / "docs" / "data_license.txt").write_text(licence_of(plan), encoding="utf-8")
+    licence = distribution("mambamed").read_text("licenses/LICENSE")  # wheels hold no other copy
+    (bundle / "LICENSE").write_text(licence, encoding="utf-8")
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -117,7 +117,7 @@ def test_the_command_exports_into_a_folder_named_after_the_data(
     assert main(["export-bundle", "--results", str(results), "--fold", "0"]) == 0
     assert "monai.bundle run" in capsys.readouterr().out
     (bundle,) = tmp_path.glob("*_segmentation")
-    assert (bundle / "LICENSE").is_file()
+    assert "Apache License" in (bundle / "LICENSE").read_text()
     assert main(["export-bundle", "--results", str(results), "--out", str(bundle)]) == 1
     assert "--overwrite" in capsys.readouterr().err
     (bundle / "old").touch()
