@@ -81,7 +81,7 @@ def test_the_library_of_this_platform_is_inside(wheel):
 
 
 def test_the_wheel_is_small(wheel):
-    assert Path(wheel.filename).stat().st_size <= 1_000_000
+    assert Path(wheel.filename).stat().st_size <= 1_010_000  # that of Windows is the largest
 
 
 def test_the_library_can_be_built_again_from_what_is_installed(wheel):

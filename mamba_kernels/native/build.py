@@ -63,6 +63,7 @@ TARGETS = {
 COMPILE = [
     *("-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-sanitize=undefined"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=on"),
+    *("-mllvm", "-unroll-runtime=false"),  # loops of unknown length: smaller, and no slower
     "-fno-builtin-memset",  # clear() stays a loop: the memset that zig links is slow
     *("-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"),  # they need the C++ runtime
     "-Werror=global-constructors",  # nothing would call them on Windows: see LINK

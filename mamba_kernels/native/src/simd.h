@@ -109,7 +109,7 @@ MK_INLINE Floats sigmoid(Floats x) {
     return 1.0f / (1.0f + power_in_range(at_most(at_least(x, -MOST), -LEAST), all(-POWERS)));
 }
 
-// log(1 + exp(x)), relative error 3e-7; NaN for NaN.
+// log(1 + exp(x)), relative error 3e-7 beside that of the power, whose exponent is rounded; NaN for NaN.
 MK_INLINE Floats softplus(Floats x) {
     Floats e = power_in_range(at_most(absolute(x), -LEAST), all(-POWERS));
     Floats p = all(5.63935796e-3f); // minimax for the relative error of log(1 + e) / e, e in [0, 1]
