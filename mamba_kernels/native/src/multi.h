@@ -5,7 +5,7 @@
 // side, of which any order but their own would fetch single elements. (B and C are laid out by token before: see
 // by_token.h.)
 //
-// The gate, its gradient and the output are those of the first direction.
+// The gate, its gradient and the output are given with the first direction.
 
 #pragma once
 
@@ -72,23 +72,23 @@ void multi_forward_slab(const MkScan *directions, int64_t count, int64_t task, c
     Slab slab(first, task);
     Copies sums{first, slab, Arena{memory}};
     MkArray total = sums.channels();
-    int64_t last = 0; // the first whose tokens come one after the other: it can write the output itself
-    while (last < count && directions[last].order) last++;
-    bool begun = false;
+    MkArray before{}; // the sum of the directions scanned so far
     auto scan = [&](int64_t i, const MkArray &z, const MkArray &y) {
         MkScan p = directions[i];
         p.y = y;
-        p.residual = begun ? total : MkArray{};
+        p.residual = before;
         p.z = z;
         Copies copies = sums;
         if (p.order) copy_operands(p, copies);
         forward_slab(p, task, copies.arena.next);
-        begun = true;
+        before = total;
     };
+    int64_t writer = 0; // a direction along the tokens comes at the end and writes the output itself
+    while (writer < count && directions[writer].order) writer++;
     for (int64_t i = 0; i < count; i++) {
-        if (i != last) scan(i, MkArray{}, total);
+        if (i != writer) scan(i, MkArray{}, total);
     }
-    if (last < count) return scan(last, first.z, first.y);
+    if (writer < count) return scan(writer, first.z, first.y);
     sums.for_tiles([&](const Span &span, int block) {
         Floats y[MK_CHUNK];
         Fetches<1, 1> fetches{{Lines(slab.rows(first.z, block), span)}, {Lines(slab.rows(first.y, block), span)}};

@@ -38,7 +38,8 @@ MK_INLINE void advance(Count<K>, int first, const Tile &x, const Floats *rate, c
 
 MK_INLINE int64_t forward_scratch(const MkScan &p) {
     int64_t vectors = p.slab / LANES * p.states;
-    return (2 * vectors + p.slab / LANES) * int64_t(sizeof(Floats)) + 2 * MK_CHUNK * padded(p.states) * 4 + 5 * (APART + 64);
+    return (2 * vectors + p.slab / LANES) * int64_t(sizeof(Floats)) + 2 * MK_CHUNK * padded(p.states) * 4 +
+           5 * (APART + 64);
 }
 
 void forward_slab(const MkScan &p, int64_t task, char *memory) {
