@@ -33,7 +33,7 @@ def test_clips_have_the_plans_size_and_stay_still_where_nothing_moves(make_video
         assert set(clip["label"].unique().tolist()) <= {0, 1}
         assert (clip["label"] == clip["label"][:, :1]).all()
         seen.add(clip["label"].sum().item())
-    assert len(seen) > 1
+    assert len(seen) > 3
 
 
 def test_every_term_of_the_loss_has_a_gradient(make_video_results):
