@@ -27,7 +27,7 @@ FULL_CONTRAST = 0.3
 """What an edge must rise above its ground by to count in full."""
 WEIGHT_STEP = 1 / 128
 """Trained weights are rounded to multiples of it: they compress to less than half, and matrices err
-by 0.3 % more."""
+by 0.2 % more."""
 
 
 @dataclass(frozen=True)
